@@ -1,0 +1,30 @@
+//! tidegate: an edge proxy between a company's services and the DeepSeek API.
+//!
+//! The map, in the order of a request's life. `ARCHITECTURE.md` walks along it.
+//!
+//! - [`server`] takes connections in and starts, reloads and ends the process;
+//! - [`gateway`] is the corridor that every request walks, hook by hook; [`context`] is its story;
+//! - [`request`] knows heads, bodies, surfaces and how a "no" is worded;
+//! - [`identity`] turns a credential into a tenant;
+//! - [`routing`] turns a model name into what serves it;
+//! - [`upstream`] knows accounts and endpoints, their load and their health;
+//! - [`relay`] watches the answer pass;
+//! - [`telemetry`] and [`admin`] show what goes on;
+//! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests;
+//! - [`emulator`] stands in for the DeepSeek API; [`cli`] is the command line.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod emulator;
+pub mod gateway;
+pub mod identity;
+pub mod json;
+pub mod relay;
+pub mod request;
+pub mod routing;
+pub mod server;
+pub mod snapshot;
+pub mod telemetry;
+pub mod upstream;
