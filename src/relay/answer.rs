@@ -1,0 +1,488 @@
+//! Decides what an unstreamed JSON answer says about its own end, usage and
+//! errors, while it passes through in fragments. For the relay and the ledger. It
+//! must not judge whether the JSON is well-formed: that is for the client.
+//!
+//! Of an answer of any length only the few values of interest are kept.
+
+use crate::json;
+use crate::relay::event::{self, FinishReason, Shape, StreamError};
+use crate::relay::usage::{AnthropicUsage, Usage};
+
+/// Longest `usage`, `error` or `incomplete_details` that is read.
+const MAX_OBJECT: usize = 64 << 10;
+/// Longest single word or message that is read.
+const MAX_SCALAR: usize = 4 << 10;
+/// Longer keys are none of ours.
+const MAX_KEY: usize = 24;
+/// Deepest level at which a key is of interest: `choices[i].finish_reason`.
+const KEY_LEVELS: u32 = 3;
+
+/// What has been seen of an answer so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether anything but white space came: DeepSeek sends blank lines while a
+    /// request waits (rate_limit page).
+    pub begun: bool,
+    /// Whether the JSON object is closed.
+    pub complete: bool,
+    /// Its usage.
+    pub usage: Option<Usage>,
+    /// `choices[].finish_reason` (of several, a failure first, else the last),
+    /// `stop_reason` or `status`, as the shape has it.
+    pub finish_reason: Option<FinishReason>,
+    /// `error`, or a `code` with a `message` at the top.
+    pub error: Option<StreamError>,
+    /// Bytes other than white space after the object.
+    pub bytes_after_end: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Usage,
+    Error,
+    Finish,
+    Status,
+    Details,
+    Kind,
+    Code,
+    Message,
+}
+
+impl Target {
+    fn cap(self) -> usize {
+        match self {
+            Target::Usage | Target::Error | Target::Details => MAX_OBJECT,
+            _ => MAX_SCALAR,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Capture {
+    target: Target,
+    depth: u32,
+    long: bool,
+}
+
+/// An incremental reader of one JSON answer.
+#[derive(Debug)]
+pub struct AnswerScanner {
+    shape: Shape,
+    answer: Answer,
+    /// The answer is no JSON object; nothing more is read.
+    foreign: bool,
+    depth: u32,
+    /// Whether the containers at depth 1 to `KEY_LEVELS` are objects.
+    objects: [bool; KEY_LEVELS as usize],
+    in_string: bool,
+    escape: bool,
+    key_next: bool,
+    in_key: bool,
+    key: Vec<u8>,
+    /// Whether the current top-level member is `choices`.
+    in_choices: bool,
+    pending: Option<Target>,
+    capture: Option<Capture>,
+    captured: Vec<u8>,
+    /// `type`, `code` and `message` at the top: an error without `error`.
+    bare: StreamError,
+}
+
+impl AnswerScanner {
+    /// A reader of an answer of the given shape; embeddings are `Completions`.
+    pub fn new(shape: Shape) -> Self {
+        AnswerScanner {
+            shape,
+            answer: Answer::default(),
+            foreign: false,
+            depth: 0,
+            objects: [false; KEY_LEVELS as usize],
+            in_string: false,
+            escape: false,
+            key_next: false,
+            in_key: false,
+            key: Vec::new(),
+            in_choices: false,
+            pending: None,
+            capture: None,
+            captured: Vec::new(),
+            bare: StreamError::default(),
+        }
+    }
+
+    /// What has been seen so far.
+    pub fn seen(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Reads the next fragment.
+    pub fn feed(&mut self, fragment: &[u8]) {
+        let mut rest = fragment;
+        while !rest.is_empty() && !self.foreign {
+            rest = if self.in_string {
+                self.string(rest)
+            } else if self.depth > KEY_LEVELS && self.capture.is_none() {
+                self.structure(past_scalars(rest))
+            } else {
+                self.structure(rest)
+            };
+        }
+    }
+
+    /// Reads on inside a string; returns what is left.
+    fn string<'r>(&mut self, rest: &'r [u8]) -> &'r [u8] {
+        if std::mem::take(&mut self.escape) {
+            let (escaped, tail) = rest.split_at(rest.len().min(1));
+            self.keep(escaped);
+            return tail;
+        }
+        let Some(found) = memchr::memchr2(b'"', b'\\', rest) else {
+            self.keep(rest);
+            return &[];
+        };
+        let (run, tail) = rest.split_at(found + 1);
+        self.keep(run);
+        if run.last() == Some(&b'\\') {
+            self.escape = true;
+            return tail;
+        }
+        self.in_string = false;
+        if !std::mem::take(&mut self.in_key) {
+            self.end_capture();
+        }
+        tail
+    }
+
+    /// Reads one byte outside strings; returns what is left.
+    fn structure<'r>(&mut self, rest: &'r [u8]) -> &'r [u8] {
+        let Some((byte, tail)) = rest.split_first() else {
+            return rest;
+        };
+        if self.depth == 0 && !self.enter(*byte) {
+            return tail;
+        }
+        let one = rest.get(..1).unwrap_or_default();
+        match byte {
+            b'"' => {
+                self.in_string = true;
+                self.in_key = self.key_next && self.capture.is_none() && self.object();
+                if self.in_key {
+                    self.key.clear();
+                } else {
+                    self.begin_value();
+                }
+                self.keep(one);
+            }
+            b'{' | b'[' => {
+                self.begin_value();
+                self.keep(one);
+                self.open(*byte == b'{');
+            }
+            b'}' | b']' => self.close(one),
+            b',' => {
+                self.end_capture();
+                self.keep(one);
+                self.key_next = true;
+            }
+            b':' => {
+                self.keep(one);
+                self.key_next = false;
+                if self.capture.is_none() {
+                    self.pending = self.target();
+                }
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => self.keep(one),
+            _ => {
+                self.begin_value();
+                self.keep(one);
+            }
+        }
+        tail
+    }
+
+    /// Decides about a byte outside the object; true for the brace that opens it.
+    fn enter(&mut self, byte: u8) -> bool {
+        if byte.is_ascii_whitespace() {
+            return false;
+        }
+        if self.answer.complete {
+            self.answer.bytes_after_end += 1;
+            return false;
+        }
+        self.answer.begun = true;
+        self.foreign = byte != b'{';
+        !self.foreign
+    }
+
+    fn open(&mut self, object: bool) {
+        let level = self.depth as usize;
+        if let Some(slot) = self.objects.get_mut(level) {
+            *slot = object;
+        }
+        self.depth = self.depth.saturating_add(1);
+        self.key_next = object;
+    }
+
+    fn close(&mut self, one: &[u8]) {
+        self.end_capture();
+        self.depth = self.depth.saturating_sub(1);
+        self.keep(one);
+        self.end_capture();
+        self.key_next = false;
+        if self.depth == 0 {
+            self.complete();
+        }
+    }
+
+    fn complete(&mut self) {
+        self.answer.complete = true;
+        let bare = std::mem::take(&mut self.bare);
+        if self.answer.error.is_none() && bare.code.is_some() && bare.message.is_some() {
+            self.answer.error = Some(bare);
+        }
+    }
+
+    /// Whether the innermost container is an object whose keys matter.
+    fn object(&self) -> bool {
+        let level = (self.depth as usize).checked_sub(1);
+        level.and_then(|level| self.objects.get(level)) == Some(&true)
+    }
+
+    /// What the value of the current key is wanted for.
+    fn target(&mut self) -> Option<Target> {
+        let key = self.key.as_slice();
+        if self.depth == KEY_LEVELS {
+            let in_choice = self.in_choices && self.objects == [true, false, true];
+            return (in_choice && key == b"\"finish_reason\"").then_some(Target::Finish);
+        }
+        if self.depth != 1 {
+            return None;
+        }
+        self.in_choices = key == b"\"choices\"";
+        match (key, self.shape) {
+            (b"\"usage\"", _) => Some(Target::Usage),
+            (b"\"error\"", _) => Some(Target::Error),
+            (b"\"stop_reason\"", Shape::Messages) => Some(Target::Finish),
+            (b"\"status\"", Shape::Responses) => Some(Target::Status),
+            (b"\"incomplete_details\"", Shape::Responses) => Some(Target::Details),
+            (b"\"type\"", _) => Some(Target::Kind),
+            (b"\"code\"", _) => Some(Target::Code),
+            (b"\"message\"", _) => Some(Target::Message),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn begin_value(&mut self) {
+        if let Some(target) = self.pending.take() {
+            self.captured.clear();
+            self.capture = Some(Capture {
+                target,
+                depth: self.depth,
+                long: false,
+            });
+        }
+    }
+
+    #[inline]
+    fn keep(&mut self, bytes: &[u8]) {
+        if let Some(capture) = &mut self.capture {
+            capture.long |= self.captured.len() + bytes.len() > capture.target.cap();
+            if !capture.long {
+                self.captured.extend_from_slice(bytes);
+            }
+        } else if self.in_key {
+            let room = MAX_KEY.saturating_sub(self.key.len());
+            self.key
+                .extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        }
+    }
+
+    #[inline]
+    fn end_capture(&mut self) {
+        let depth = self.depth;
+        if let Some(capture) = self.capture.take_if(|capture| capture.depth == depth) {
+            let value = std::mem::take(&mut self.captured);
+            if !capture.long {
+                self.learn(capture.target, value.trim_ascii());
+            }
+        }
+    }
+
+    fn learn(&mut self, target: Target, value: &[u8]) {
+        let earlier = self.answer.finish_reason;
+        match target {
+            Target::Usage => self.answer.usage = self.usage(value).or(self.answer.usage),
+            Target::Error if value == b"null" => {}
+            Target::Error => self.answer.error = Some(StreamError::read(value)),
+            Target::Finish => {
+                let latest = FinishReason::read(value).map(|latest| latest.after(earlier));
+                self.answer.finish_reason = latest.or(earlier);
+            }
+            // The details are more precise, whichever comes first.
+            Target::Status => self.answer.finish_reason = earlier.or(FinishReason::read(value)),
+            Target::Details => {
+                let reason = json::pick(value, ["reason"]).and_then(|[reason]| reason);
+                self.answer.finish_reason = reason.and_then(FinishReason::read).or(earlier);
+            }
+            Target::Kind => self.bare.kind = event::word(value),
+            Target::Code => self.bare.code = event::word(value),
+            Target::Message => self.bare.message = event::message(value),
+        }
+    }
+
+    fn usage(&self, object: &[u8]) -> Option<Usage> {
+        match self.shape {
+            Shape::Chat | Shape::Completions => Usage::from_openai(object),
+            Shape::Responses => Usage::from_responses(object),
+            Shape::Messages => {
+                let mut usage = AnthropicUsage::default();
+                usage.merge(object);
+                usage.usage()
+            }
+        }
+    }
+}
+
+/// Passes over what can neither open nor close anything, in blocks: an embedding
+/// is a megabyte of numbers.
+fn past_scalars(bytes: &[u8]) -> &[u8] {
+    let matters = |byte: u8| byte == b'"' || byte | 0x20 == b'{' || byte | 0x20 == b'}';
+    let mut rest = bytes;
+    while let Some((block, tail)) = rest.split_first_chunk::<32>() {
+        if block.iter().fold(false, |any, &byte| any | matters(byte)) {
+            break;
+        }
+        rest = tail;
+    }
+    let skip = rest.iter().position(|&byte| matters(byte));
+    rest.get(skip.unwrap_or(rest.len())..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(shape: Shape, pieces: &[&[u8]]) -> Answer {
+        let mut scanner = AnswerScanner::new(shape);
+        for piece in pieces {
+            scanner.feed(piece);
+        }
+        scanner.seen().clone()
+    }
+
+    const CHAT: &str = "\n\n \n{\"id\":\"x\",\"choices\":[{\"index\":0,\"message\":{\"finish_reason\":\"no\",\"content\":\"\\\"usage\\\":{\\\\\"},\"logprobs\":null,\"finish_reason\" : \"length\"}], \"usage\": {\"prompt_tokens\":9,\"completion_tokens\":4,\"prompt_tokens_details\":{\"cached_tokens\":8}} ,\"error\":null}\n";
+
+    #[test]
+    fn a_chat_answer_is_understood_at_every_cut() {
+        let whole = read(Shape::Chat, &[CHAT.as_bytes()]);
+        assert!(whole.begun && whole.complete && whole.error.is_none());
+        assert_eq!(whole.finish_reason, Some(FinishReason::Length));
+        let usage = whole.usage.unwrap();
+        assert_eq!((usage.prompt, usage.cached, usage.completion), (9, 8, 4));
+        for cut in 0..CHAT.len() {
+            let (head, tail) = CHAT.as_bytes().split_at(cut);
+            assert_eq!(read(Shape::Chat, &[head, tail]), whole);
+        }
+        let bytes: Vec<&[u8]> = CHAT.as_bytes().chunks(1).collect();
+        assert_eq!(read(Shape::Chat, &bytes), whole);
+    }
+
+    #[test]
+    fn blank_lines_are_no_beginning_and_a_cut_answer_is_not_complete() {
+        assert!(!read(Shape::Chat, &[b"\n", b"\r\n \n"]).begun);
+        let cut = &CHAT.as_bytes()[..CHAT.len() - 2];
+        assert!(!read(Shape::Chat, &[cut]).complete);
+    }
+
+    #[test]
+    fn messages_and_responses_answers_are_understood() {
+        let messages = br#"{"type":"message","content":[{"type":"text","text":"x"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"cache_read_input_tokens":2,"output_tokens":1}}"#;
+        let seen = read(Shape::Messages, &[messages]);
+        assert_eq!(seen.finish_reason, Some(FinishReason::Stop));
+        assert_eq!(seen.usage.map(|usage| usage.prompt), Some(5));
+        assert_eq!(seen.error, None);
+        for responses in [
+            r#"{"status":"incomplete","incomplete_details":{"reason":"content_filter"},"usage":{"input_tokens":3,"output_tokens":1}}"#,
+            r#"{"incomplete_details":{"reason":"content_filter"},"error":null,"usage":{"input_tokens":3,"output_tokens":1},"status":"incomplete"}"#,
+        ] {
+            let seen = read(Shape::Responses, &[responses.as_bytes()]);
+            assert_eq!(seen.finish_reason, Some(FinishReason::ContentFilter));
+            assert_eq!(seen.usage.map(|usage| usage.prompt), Some(3));
+        }
+    }
+
+    #[test]
+    fn errors_are_read_in_every_known_form() {
+        for error in [
+            r#"{"error":{"message":"Insufficient Balance","type":"unknown_error","param":null,"code":20012}}"#,
+            r#"{"code":20012,"message":"Insufficient Balance","data":null}"#,
+            r#"{"object":"error","message":"Insufficient Balance","type":"x","code":20012}"#,
+        ] {
+            let found = read(Shape::Chat, &[error.as_bytes()]).error.unwrap();
+            assert_eq!(found.code.as_deref(), Some("20012"));
+            assert_eq!(found.message.as_deref(), Some("Insufficient Balance"));
+        }
+        let text = read(Shape::Chat, &[b"Authentication Fails (governor)"]);
+        assert!(text.begun && !text.complete && text.error.is_none());
+    }
+
+    #[test]
+    fn values_beyond_their_caps_are_left_out() {
+        let long = format!(
+            r#"{{"usage":{{"x":"{}","prompt_tokens":1}},"choices":[{{"finish_reason":"stop"}}]}}"#,
+            "y".repeat(70_000)
+        );
+        let mut scanner = AnswerScanner::new(Shape::Chat);
+        for piece in long.as_bytes().chunks(1000) {
+            scanner.feed(piece);
+            assert!(scanner.captured.len() <= MAX_OBJECT);
+        }
+        let seen = scanner.seen();
+        assert!(seen.complete && seen.usage.is_none());
+        assert_eq!(seen.finish_reason, Some(FinishReason::Stop));
+        let nested = format!("{{\"a\":{}", "[".repeat(1_000_000));
+        assert!(!read(Shape::Chat, &[nested.as_bytes()]).complete);
+    }
+
+    #[test]
+    fn what_follows_the_object_is_counted() {
+        assert_eq!(read(Shape::Chat, &[b"{}\n x{}"]).bytes_after_end, 3);
+    }
+
+    #[test]
+    fn an_embedding_answer_is_read_to_its_usage() {
+        let numbers = vec!["-0.0123"; 2000].join(",");
+        let answer = format!(
+            r#"{{"data":[{{"embedding":[{numbers}]}},{{"embedding":[{numbers}]}}],"usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#
+        );
+        let seen = read(Shape::Completions, &[answer.as_bytes()]);
+        assert!(seen.complete);
+        assert_eq!(seen.usage.map(|usage| usage.prompt), Some(8));
+    }
+
+    proptest! {
+        #[test]
+        fn the_cuts_of_an_answer_change_nothing(
+            text in "[{}\\[\\],:\" \n\\\\a1]{0,40}",
+            key in prop_oneof![Just("usage"), Just("choices"), Just("error"), Just("status")],
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let text = format!("{{\"{key}\":[{{\"finish_reason\":\"stop\",{text}");
+            for shape in [Shape::Chat, Shape::Messages, Shape::Responses] {
+                let whole = read(shape, &[text.as_bytes()]);
+                let (head, tail) = text.as_bytes().split_at(cut.index(text.len()));
+                prop_assert_eq!(&read(shape, &[head, tail]), &whole);
+                let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+                prop_assert_eq!(&read(shape, &bytes), &whole);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read(Shape::Chat, &[b"{", &bytes]);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::expect_used
+)]
+use super::*;
+use proptest::prelude::*;
+
+/// Feeds `stream` in the given pieces; returns the output, what was seen, and
+/// whether any fragment was progress.
+fn run(shape: Shape, strip: bool, pieces: &[&[u8]]) -> (Vec<u8>, Seen, bool) {
+    let mut scanner = Scanner::new(shape, strip);
+    let mut out = Vec::new();
+    let mut progress = false;
+    for piece in pieces {
+        out.extend_from_slice(&scanner.feed(Bytes::copy_from_slice(piece)));
+        progress |= scanner.seen().progress;
+    }
+    out.extend_from_slice(&scanner.finish().unwrap_or_default());
+    let mut seen = scanner.seen().clone();
+    progress |= seen.progress;
+    seen.progress = false;
+    (out, seen, progress)
+}
+
+fn whole(shape: Shape, stream: &str) -> Seen {
+    let (out, seen, _) = run(shape, false, &[stream.as_bytes()]);
+    assert_eq!(out, stream.as_bytes());
+    seen
+}
+
+const CHAT: &str = concat!(
+    ": keep-alive\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":null,\"reasoning_content\":\"\"},\"finish_reason\":null}],\"usage\":null}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"reasoning_content\":\"思\"},\"finish_reason\":null}],\"usage\":null}\n\n",
+    ": keep-alive\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\\\"finish_reason\\\":\\\"length\\\"\"},\"finish_reason\":null}],\"usage\":null}\n\n",
+    "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":null}\n\n",
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3,\"prompt_cache_hit_tokens\":4}}\n\n",
+    "data: [DONE]\n\n",
+);
+const USAGE_CHUNK: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":3,\"prompt_cache_hit_tokens\":4}}\n\n";
+
+const MESSAGES: &str = concat!(
+    "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":2,\"output_tokens\":1}}}\n\n",
+    "event: content_block_start\ndata: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n",
+    "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+    "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"hi\"}}\n\n",
+    "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n",
+    "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"tool_use\"},\"usage\":{\"output_tokens\":9}}\n\n",
+    "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+);
+
+const RESPONSES: &str = concat!(
+    "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"status\":\"in_progress\",\"usage\":null}}\n\n",
+    "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"x\"}\n\n",
+    "event: response.incomplete\ndata: {\"type\":\"response.incomplete\",\"response\":{\"status\":\"incomplete\",\"incomplete_details\":{\"reason\":\"max_output_tokens\"},\"usage\":{\"input_tokens\":10,\"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":6}}}\n\n",
+);
+
+#[test]
+fn a_chat_stream_is_understood() {
+    let seen = whole(Shape::Chat, CHAT);
+    assert_eq!(seen.keep_alives, 2);
+    assert_eq!(seen.content_events, 2);
+    assert_eq!(seen.finish_reason, Some(FinishReason::Stop));
+    let usage = seen.usage.unwrap();
+    assert_eq!((usage.prompt, usage.cached, usage.completion), (7, 4, 3));
+    assert!(seen.ended && seen.begun && seen.error.is_none());
+    assert_eq!(seen.bytes_after_end, 0);
+}
+
+#[test]
+fn a_messages_stream_is_understood() {
+    let seen = whole(Shape::Messages, MESSAGES);
+    assert_eq!((seen.keep_alives, seen.content_events), (1, 1));
+    assert_eq!(seen.finish_reason, Some(FinishReason::ToolCalls));
+    let usage = seen.usage.unwrap();
+    assert_eq!((usage.prompt, usage.cached, usage.completion), (7, 2, 9));
+    assert!(seen.ended);
+}
+
+#[test]
+fn a_responses_stream_is_understood() {
+    let seen = whole(Shape::Responses, RESPONSES);
+    assert_eq!(seen.content_events, 1);
+    assert_eq!(seen.finish_reason, Some(FinishReason::Length));
+    let usage = seen.usage.unwrap();
+    assert_eq!((usage.prompt, usage.cached, usage.completion), (10, 4, 6));
+    assert!(seen.ended);
+}
+
+#[test]
+fn keep_alives_are_neither_progress_nor_a_beginning() {
+    let mut scanner = Scanner::new(Shape::Chat, false);
+    for fragment in ["\u{feff}", ": keep", "-alive\n", "\n", "\r\n", ":\n\n"] {
+        scanner.feed(Bytes::from(fragment));
+        assert!(
+            !scanner.seen().progress && !scanner.seen().begun,
+            "{fragment:?}"
+        );
+    }
+    assert_eq!(scanner.seen().keep_alives, 2);
+    scanner.feed(Bytes::from("d"));
+    assert!(scanner.seen().begun && !scanner.seen().progress);
+    scanner.feed(Bytes::from(
+        "ata: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n",
+    ));
+    assert!(scanner.seen().progress && scanner.seen().first_content);
+    scanner.feed(Bytes::from(": keep-alive\n\n"));
+    assert!(!scanner.seen().progress);
+}
+
+#[test]
+fn an_uncut_fragment_is_returned_without_a_copy() {
+    for strip in [false, true] {
+        let mut scanner = Scanner::new(Shape::Chat, strip);
+        let fragment = Bytes::from(CHAT.replace(USAGE_CHUNK, ""));
+        assert_eq!(scanner.feed(fragment.clone()).as_ptr(), fragment.as_ptr());
+    }
+}
+
+#[test]
+fn the_usage_chunk_is_taken_out_at_every_cut_and_line_end() {
+    for line_end in ["\n", "\r\n", "\r"] {
+        let stream = CHAT.replace('\n', line_end);
+        let chunk = USAGE_CHUNK.replace('\n', line_end);
+        let expected = stream.replace(&chunk, "");
+        let (_, full, _) = run(Shape::Chat, true, &[stream.as_bytes()]);
+        for cut in 0..=stream.len() {
+            let (head, tail) = stream.as_bytes().split_at(cut);
+            let (out, seen, _) = run(Shape::Chat, true, &[head, tail]);
+            assert_eq!(String::from_utf8_lossy(&out), expected, "cut at {cut}");
+            assert_eq!(seen, full);
+        }
+        let bytes: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
+        assert_eq!(run(Shape::Chat, true, &bytes).0, expected.as_bytes());
+        assert_eq!(run(Shape::Chat, true, &bytes).1, full);
+        assert!(full.usage.is_some());
+    }
+}
+
+#[test]
+fn bytes_wait_only_until_a_choice_shows() {
+    let mut scanner = Scanner::new(Shape::Chat, true);
+    let mut feed = |text: &str| {
+        String::from_utf8(scanner.feed(Bytes::from(text.to_owned())).to_vec()).unwrap()
+    };
+    assert_eq!(feed("data: {\"id\":1,\"choi"), "");
+    assert_eq!(feed("ces\": [ "), "");
+    assert_eq!(feed("{"), "data: {\"id\":1,\"choices\": [ {");
+    assert_eq!(feed("\"delta\":"), "\"delta\":");
+    assert_eq!(feed("{}}]}\n\n: keep"), "{}}]}\n\n: keep");
+    assert_eq!(feed("-alive\n\nevent"), "-alive\n\nevent");
+    assert_eq!(feed(": x\n\nda"), ": x\n\n");
+    assert_eq!(feed(&"x".repeat(20_000)).len(), 20_002);
+}
+
+#[test]
+fn a_stream_that_ends_early_gives_back_what_was_held() {
+    let cut = "data: {\"id\":\"x\",\"ch";
+    let (out, seen, _) = run(Shape::Chat, true, &[cut.as_bytes()]);
+    assert_eq!(out, cut.as_bytes());
+    assert!(!seen.ended && seen.usage.is_none());
+    assert!(whole(Shape::Chat, "data: [DONE]").ended);
+}
+
+#[test]
+fn an_endless_line_passes_unkept_and_counts_as_content() {
+    let mut scanner = Scanner::new(Shape::Chat, true);
+    scanner.feed(Bytes::from(
+        "data: {\"choices\":[{\"delta\":{\"content\":\"",
+    ));
+    let block = Bytes::from(vec![b'x'; 300_000]);
+    for _ in 0..10 {
+        assert_eq!(scanner.feed(block.clone()), block);
+        assert!(scanner.line.bytes.len() <= MAX_LINE);
+    }
+    assert!(scanner.seen().progress);
+    scanner.feed(Bytes::from("\"}}]}\n\n"));
+    assert_eq!(scanner.seen().content_events, 1);
+    assert_eq!(scanner.line.bytes.capacity(), 0);
+}
+
+#[test]
+fn data_over_several_lines_is_one_event() {
+    let seen = whole(
+        Shape::Chat,
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: {\ndata: \"choices\":[],\ndata:\"usage\":{\"prompt_tokens\":1}\ndata: }\n\n",
+    );
+    assert_eq!(seen.usage.map(|usage| usage.prompt), Some(1));
+    assert_eq!(seen.content_events, 1);
+}
+
+#[test]
+fn errors_inside_a_stream_are_seen_after_content_too() {
+    let content = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let error =
+        "data: {\"error\":{\"message\":\"busy\",\"type\":\"server_error\",\"code\":null}}\n\n";
+    for stream in [error.to_owned(), format!("{content}{error}")] {
+        let seen = whole(Shape::Chat, &stream);
+        assert_eq!(seen.error.unwrap().kind.as_deref(), Some("server_error"));
+    }
+    let seen = whole(
+        Shape::Messages,
+        "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"m\"}}\n\n",
+    );
+    assert_eq!(
+        seen.error.unwrap().kind.as_deref(),
+        Some("overloaded_error")
+    );
+}
+
+#[test]
+fn bytes_after_the_end_are_counted() {
+    let seen = whole(Shape::Chat, "data: [DONE]\n\n: bye\n\ndata: x\n\n");
+    assert_eq!(seen.bytes_after_end, 7);
+}
+
+fn line() -> impl Strategy<Value = String> {
+    let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1}}";
+    prop_oneof![
+        4 => Just(String::new()),
+        2 => Just(usage.to_owned()),
+        2 => Just("data: {\"choices\":[{\"delta\":{\"content\":\"é\\\"\"},\"finish_reason\":null}]}".to_owned()),
+        1 => Just("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}],\"usage\":null}".to_owned()),
+        1 => Just(": keep-alive".to_owned()),
+        1 => Just("data: {\"m\":{\"choices\" : [1]},\"choices\":[ ],\"usage\":{\"prompt_tokens\":2}}".to_owned()),
+        1 => Just("data: {\"choices\"".to_owned()),
+        1 => Just("data: :[],\"usage\":{\"prompt_tokens\":3}}".to_owned()),
+        1 => Just("data".to_owned()),
+        1 => Just("data:".to_owned()),
+        1 => Just("data: [DONE]".to_owned()),
+        1 => Just("data: {\"error\":{\"code\":1}}".to_owned()),
+        1 => Just("event: message_stop".to_owned()),
+        1 => Just("event: content_block_delta".to_owned()),
+        1 => Just("data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":9}}".to_owned()),
+        1 => Just("id: 7".to_owned()),
+        1 => Just("\u{feff}".to_owned()),
+        1 => (0usize..20_000).prop_map(|n| format!("data: {{\"x\":\"{}\",\"choices\":[],\"usage\":{{\"prompt_tokens\":4}}}}", "y".repeat(n))),
+        1 => "[a-z:\"\\\\{}\\[\\] é]{0,20}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #[test]
+    fn the_cuts_of_a_stream_change_nothing(
+        bom in prop_oneof![5 => Just(&b""[..]), 1 => Just(&b"\xef\xbb\xbf"[..]), 1 => Just(&b"\xef\xbb"[..])],
+        lines in proptest::collection::vec((line(), 0usize..3, any::<bool>()), 0..14),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+        open_end: bool,
+    ) {
+        let mut stream = bom.to_vec();
+        for (line, end, closed) in &lines {
+            let end = ["\n", "\r\n", "\r"][*end];
+            stream.extend_from_slice(line.as_bytes());
+            stream.extend_from_slice(end.as_bytes());
+            if *closed { stream.extend_from_slice(end.as_bytes()); }
+        }
+        if open_end { stream.pop(); }
+        let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        places.sort_unstable();
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for place in places { pieces.push(&stream[from..place]); from = place; }
+        pieces.push(&stream[from..]);
+        let single: Vec<&[u8]> = stream.chunks(1).collect();
+        for shape in [Shape::Chat, Shape::Completions, Shape::Messages, Shape::Responses] {
+            for strip in [false, true] {
+                let unsplit = run(shape, strip, &[&stream]);
+                prop_assert_eq!(&run(shape, strip, &pieces), &unsplit);
+                if stream.len() < 2000 { prop_assert_eq!(&run(shape, strip, &single), &unsplit); }
+                if !strip { prop_assert_eq!(&unsplit.0, &stream); }
+            }
+            prop_assert_eq!(&run(shape, true, &pieces).1, &run(shape, false, &pieces).1);
+        }
+    }
+
+    #[test]
+    fn any_bytes_pass_unchanged(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(b'\r'), Just(b':')], 0..300)) {
+        for shape in [Shape::Chat, Shape::Messages, Shape::Responses] {
+            prop_assert_eq!(&run(shape, false, &[&bytes]).0, &bytes);
+            prop_assert_eq!(&run(shape, true, &[&bytes]).0, &bytes);
+        }
+    }
+}

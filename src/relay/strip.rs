@@ -1,0 +1,171 @@
+//! Decides which bytes of a stream go out now, which wait and which never go,
+//! when the usage chunk was asked for by the gateway and not by the tenant. The
+//! SSE scanner tells it where events end; it must not know what they mean.
+//!
+//! Only the bytes of one incomplete event wait, and only while it may still turn
+//! out to be the usage chunk: it has begun with `data:` and has shown no choice.
+
+use bytes::Bytes;
+use memchr::memmem;
+
+/// Longest event that can be dropped. Usage chunks have well under 2 KiB; a
+/// longer event goes out as it comes.
+const MAX_HELD: usize = 16 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Strip {
+    /// The beginning of the current event, from earlier fragments.
+    held: Vec<u8>,
+    /// Up to where the current event has been searched for choices.
+    searched: usize,
+    /// Whether the current event goes out, whatever it turns out to be.
+    released: bool,
+    /// Whether the event before was dropped.
+    dropped: bool,
+    /// Start of the fragment's bytes that have no decision or are to go out.
+    from: usize,
+    /// Where the current event begins in the fragment.
+    event: usize,
+    /// What goes out before the fragment's bytes at `from`.
+    out: Vec<u8>,
+}
+
+impl Strip {
+    pub fn begin(&mut self) {
+        self.from = 0;
+        self.event = 0;
+    }
+
+    /// A line feed that belongs to the carriage return before it ends at `end`.
+    pub fn line_feed(&mut self, end: usize) {
+        if !self.held.is_empty() || self.released || self.event + 1 != end {
+            return;
+        }
+        if self.dropped && self.from == self.event {
+            self.from = end;
+        }
+        self.event = end;
+    }
+
+    /// A comment line ends at `end`. One that leads an event is no part of it.
+    pub fn comment(&mut self, start: usize, end: usize) {
+        if self.held.is_empty() && self.event == start && !self.released {
+            self.event = end;
+            self.dropped = false;
+        }
+    }
+
+    /// The first `end` bytes of the fragment belong to no event and go out.
+    pub fn lead(&mut self, end: usize) {
+        self.event = end;
+    }
+
+    /// An event ends at `end`, its blank line included.
+    pub fn event(&mut self, fragment: &[u8], end: usize, usage_only: bool) {
+        let dropped = usage_only && self.may_drop(fragment.get(self.event..end));
+        if dropped {
+            let before = fragment.get(self.from..self.event);
+            self.out.extend_from_slice(before.unwrap_or_default());
+            self.from = end;
+        } else {
+            self.out.extend_from_slice(&self.held);
+        }
+        self.held.clear();
+        self.event = end;
+        self.released = false;
+        self.searched = 0;
+        self.dropped = dropped;
+    }
+
+    fn may_drop(&mut self, tail: Option<&[u8]>) -> bool {
+        let tail = tail.unwrap_or_default();
+        if self.released || self.held.len() + tail.len() > MAX_HELD {
+            return false;
+        }
+        let mut searched = 0;
+        if self.held.is_empty() {
+            return undecided(tail, &mut searched);
+        }
+        let whole = [self.held.as_slice(), tail].concat();
+        undecided(&whole, &mut searched)
+    }
+
+    /// What goes out at the end of a fragment. `comment` is where the line begins
+    /// that the fragment ends in, if it is a comment.
+    pub fn end(&mut self, fragment: &Bytes, comment: Option<usize>) -> Bytes {
+        let tail = fragment.get(self.event..).unwrap_or_default();
+        let leading = self.held.is_empty() && comment == Some(self.event);
+        if tail.is_empty() || self.released || leading {
+            return self.put(fragment, fragment.len());
+        }
+        let fresh = self.held.is_empty();
+        let fits = self.held.len() + tail.len() <= MAX_HELD;
+        if fresh && fits && undecided(tail, &mut self.searched) {
+            self.held.extend_from_slice(tail);
+            return self.put(fragment, self.event);
+        }
+        if fresh {
+            self.released = true;
+            return self.put(fragment, fragment.len());
+        }
+        self.held.extend_from_slice(tail);
+        if !fits || !undecided(&self.held, &mut self.searched) {
+            self.released = true;
+            self.out.append(&mut self.held);
+        }
+        self.put(fragment, self.event)
+    }
+
+    fn put(&mut self, fragment: &Bytes, to: usize) -> Bytes {
+        if self.out.is_empty() {
+            return fragment.slice(self.from.min(to)..to);
+        }
+        let rest = fragment.get(self.from..to).unwrap_or_default();
+        self.out.extend_from_slice(rest);
+        Bytes::from(std::mem::take(&mut self.out))
+    }
+
+    /// What is still held when the stream ends.
+    pub fn finish(&mut self, usage_only: bool) -> Option<Bytes> {
+        let dropped = usage_only && self.may_drop(None);
+        let held = std::mem::take(&mut self.held);
+        (!dropped && !held.is_empty()).then(|| Bytes::from(held))
+    }
+}
+
+/// Whether the beginning of an event leaves open that it is a usage chunk. Never
+/// true again once it was false, whatever follows, so that the outcome does not
+/// depend on how the stream is cut.
+fn undecided(event: &[u8], searched: &mut usize) -> bool {
+    let field = b"data:";
+    if !event.iter().zip(field).all(|(byte, wanted)| byte == wanted) {
+        return false;
+    }
+    let key = b"\"choices\"";
+    loop {
+        let rest = event.get(*searched..).unwrap_or_default();
+        let Some(found) = memmem::find(rest, key) else {
+            *searched = event.len().saturating_sub(key.len()).max(*searched);
+            return true;
+        };
+        let at = *searched + found;
+        let value = event.get(at + key.len()..).unwrap_or_default();
+        let Some((colon, value)) = value.trim_ascii_start().split_first() else {
+            *searched = at;
+            return true;
+        };
+        let value = value.trim_ascii_start();
+        match (colon, value.first()) {
+            (b':', None) => {
+                *searched = at;
+                return true;
+            }
+            (b':', Some(b'[')) => {
+                *searched = at;
+                let inner = value.get(1..).unwrap_or_default().trim_ascii_start();
+                return inner.first().is_none_or(|&byte| byte == b']');
+            }
+            _ => *searched = at + key.len(),
+        }
+    }
+}
