@@ -1,0 +1,227 @@
+//! From the file as written to the settings as meant: every rule that structure alone cannot show.
+//! A mistake is reported and stepped over with a stand-in, so that one run finds all of them;
+//! settings come out only if there were none.
+
+mod models;
+mod server;
+mod tenants;
+mod upstreams;
+mod url;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::file::{self, File, Surface};
+use super::mistake::{KeyPath, Report, quoted};
+use super::nearest::hint;
+use super::secret::{REFERENCE_FORM, Secret, SecretError, SecretText, Sources};
+use super::settings::{LogFormat, Logging, Retry, Settings, UpstreamId};
+use super::text::{DurationText, SizeText, format_duration, format_size};
+
+/// The longest duration that may be configured. Whoever means "never" shall not find out by a
+/// process that waits for a week.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+/// Builds the settings, or reports why there are none. `report` also takes warnings.
+pub fn check<'a>(
+    file: &'a File,
+    sources: &'a Sources<'_>,
+    report: &'a mut Report<'_>,
+) -> Option<Settings> {
+    let upstreams = file
+        .upstreams
+        .iter()
+        .map(|upstream| (upstream.id.as_str(), upstream))
+        .collect();
+    let mut check = Check {
+        sources,
+        report,
+        upstreams,
+    };
+    let settings = Settings {
+        server: Arc::new(check.server(&file.server)),
+        logging: logging(&file.logging),
+        retry: Retry {
+            attempts: file.retry.attempts,
+        },
+        tenants: check.tenants(file),
+        upstreams: check.upstreams(file),
+        models: check.models(file),
+        files: check.served_by("files", file.files.as_ref(), Surface::Files, file),
+        balance: check.served_by("balance", file.balance.as_ref(), Surface::Balance, file),
+    };
+    (!report.has_mistakes()).then_some(settings)
+}
+
+struct Check<'a, 'r> {
+    sources: &'a Sources<'a>,
+    report: &'a mut Report<'r>,
+    /// By id, so that a long list of references is not a walk through a long list of upstreams each.
+    upstreams: HashMap<&'a str, &'a file::Upstream>,
+}
+
+impl<'a> Check<'a, '_> {
+    /// The upstream of a surface that belongs to no model: the one named, or else the first of
+    /// dialect `deepseek` that has it.
+    fn served_by(
+        &mut self,
+        key: &str,
+        written: Option<&file::ServedBy>,
+        surface: Surface,
+        file: &File,
+    ) -> Option<UpstreamId> {
+        let has = |upstream: &file::Upstream| upstreams::surfaces(upstream).contains(&surface);
+        let Some(written) = written else {
+            let mut deepseek = file
+                .upstreams
+                .iter()
+                .filter(|u| u.dialect == file::Dialect::DeepSeek);
+            return deepseek
+                .find(|upstream| has(upstream))
+                .map(|upstream| UpstreamId::new(&upstream.id));
+        };
+        let parent = KeyPath::Root.key(key);
+        let path = parent.key("upstream");
+        let upstream = self.known_upstream(&written.upstream, path, file)?;
+        if !has(upstream) {
+            let found = format!(
+                "upstream {} has no surface {key}",
+                quoted(&written.upstream)
+            );
+            self.report.mistake(
+                path,
+                found,
+                "name one that has it, or add it to its `surfaces`",
+            );
+        }
+        Some(UpstreamId::new(&written.upstream))
+    }
+
+    fn known_upstream(
+        &mut self,
+        id: &str,
+        path: KeyPath<'_>,
+        file: &File,
+    ) -> Option<&'a file::Upstream> {
+        let upstream = self.upstreams.get(id).copied();
+        if upstream.is_none() && !self.report.is_full() {
+            let hint = hint(
+                id,
+                file.upstreams.iter().map(|upstream| upstream.id.as_str()),
+            );
+            self.report.mistake(
+                path,
+                format!("no upstream has the id {}", quoted(id)),
+                format!("ids of `upstreams` may stand here{hint}"),
+            );
+        }
+        upstream
+    }
+
+    fn secret(&mut self, text: &SecretText, path: KeyPath<'_>) -> Option<Secret> {
+        match self.sources.resolve(text) {
+            Ok(resolved) => {
+                if let Some(file) = resolved.world_readable {
+                    let found = format!("every user of this machine may read {}", file.display());
+                    self.report.warning(path, found, "chmod o-r");
+                }
+                Some(resolved.secret)
+            }
+            Err(why) => {
+                let allowed = match why {
+                    SecretError::NotAReference => format!("expected {REFERENCE_FORM}"),
+                    _ => "the secret must be there when the configuration is read".to_owned(),
+                };
+                self.report.mistake(path, why.to_string(), allowed);
+                None
+            }
+        }
+    }
+
+    /// A duration of at least `least` and at most [`MAX_DURATION`].
+    fn duration(&mut self, value: DurationText, least: Duration, path: KeyPath<'_>) -> Duration {
+        if value.0 < least || value.0 > MAX_DURATION {
+            let allowed = if least == ABOVE_ZERO {
+                "expected more than 0 and at most 24h".to_owned()
+            } else {
+                format!("expected {} to 24h", format_duration(least))
+            };
+            self.report.mistake(path, format_duration(value.0), allowed);
+        }
+        value.0
+    }
+
+    /// A size of 1 to `most` bytes.
+    fn size(&mut self, value: SizeText, most: u64, path: KeyPath<'_>) -> u64 {
+        if value.0 == 0 || value.0 > most {
+            self.report.mistake(
+                path,
+                format_size(value.0),
+                format!("expected more than 0 and at most {}", format_size(most)),
+            );
+        }
+        value.0
+    }
+
+    fn path(&mut self, written: &std::path::Path, path: KeyPath<'_>) -> PathBuf {
+        if written.as_os_str().is_empty() {
+            self.report
+                .mistake(path, "an empty path", "expected the path of a file");
+        }
+        self.sources.base.join(written)
+    }
+
+    fn id(&mut self, id: &str, path: KeyPath<'_>) {
+        let first = id.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let rest = id
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+        if !first || !rest || id.len() > 64 {
+            let allowed = "expected 1 to 64 of a-z 0-9 _ -, beginning with a letter or digit";
+            self.report.mistake(path, quoted(id), allowed);
+        }
+    }
+
+    /// Remembers that `value` stands at `path`, and reports if it stood somewhere before.
+    fn unique<T: std::hash::Hash + Eq>(
+        &mut self,
+        seen: &mut HashMap<T, String>,
+        value: T,
+        shown: &str,
+        path: KeyPath<'_>,
+    ) {
+        if let Some(first) = seen.get(&value) {
+            self.report.mistake(
+                path,
+                format!("{shown} a second time"),
+                format!("it is taken by {first}"),
+            );
+        } else {
+            seen.insert(value, path.to_string());
+        }
+    }
+}
+
+/// The smallest duration there is in the file; with it as the least, 0 is refused.
+const ABOVE_ZERO: Duration = Duration::from_millis(1);
+
+fn logging(written: &file::Logging) -> Logging {
+    let level = match written.level {
+        file::Level::Error => log::LevelFilter::Error,
+        file::Level::Warn => log::LevelFilter::Warn,
+        file::Level::Info => log::LevelFilter::Info,
+        file::Level::Debug => log::LevelFilter::Debug,
+        file::Level::Trace => log::LevelFilter::Trace,
+    };
+    let format = match written.format {
+        file::LogFormat::Json => LogFormat::Json,
+        file::LogFormat::Text => LogFormat::Text,
+    };
+    Logging {
+        level,
+        format,
+        access: written.access,
+    }
+}

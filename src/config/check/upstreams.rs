@@ -1,0 +1,339 @@
+//! The rules of `upstreams`: where they are, how to reach them, whose account pays.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::server::tls_version;
+use super::url::{self, is_host};
+use super::{ABOVE_ZERO, Check};
+use crate::config::file::{self, File, Surface};
+use crate::config::mistake::{KeyPath, quoted};
+use crate::config::settings::{
+    Account, AccountId, Dialect, Endpoint, Health, Upstream, UpstreamAuth, UpstreamId,
+    UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
+};
+
+/// Probes and look-ups more often than this are traffic of their own.
+const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Headers whose meaning is fixed; a key put there would break the message (RFC 9110, RFC 9112).
+const RESERVED_HEADERS: [&str; 8] = [
+    "host",
+    "connection",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+];
+
+/// What an upstream can do: as written, or as its dialect has it.
+pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
+    use Surface::{Balance, Chat, Completions, Embeddings, Files, Messages, Responses};
+    match (&written.surfaces, written.dialect) {
+        (Some(written), _) => written.clone(),
+        (None, file::Dialect::DeepSeek) => {
+            vec![Chat, Completions, Messages, Responses, Files, Balance]
+        }
+        (None, file::Dialect::OpenAi) => vec![Chat, Completions, Embeddings, Responses, Messages],
+    }
+}
+
+fn surface_name(surface: Surface) -> &'static str {
+    match surface {
+        Surface::Chat => "chat",
+        Surface::Completions => "completions",
+        Surface::Embeddings => "embeddings",
+        Surface::Messages => "messages",
+        Surface::Responses => "responses",
+        Surface::Files => "files",
+        Surface::Balance => "balance",
+    }
+}
+
+impl Check<'_, '_> {
+    pub(super) fn upstreams(&mut self, file: &File) -> Vec<Arc<Upstream>> {
+        let path = KeyPath::Root.key("upstreams");
+        let variants = file
+            .models
+            .values()
+            .flat_map(|model| model.variants.iter().flatten());
+        let mut used: HashMap<&str, HashSet<&str>> = HashMap::new();
+        for variant in variants {
+            used.entry(&variant.upstream)
+                .or_default()
+                .insert(&variant.model);
+        }
+        let nothing = HashSet::new();
+        let mut seen = HashMap::new();
+        let mut upstreams = Vec::new();
+        for (index, written) in file.upstreams.iter().enumerate() {
+            let path = path.index(index);
+            self.id(&written.id, path.key("id"));
+            self.unique(&mut seen, &written.id, &quoted(&written.id), path.key("id"));
+            let models = used.get(written.id.as_str()).unwrap_or(&nothing);
+            let named = [&file.files, &file.balance]
+                .into_iter()
+                .flatten()
+                .any(|by| by.upstream == written.id);
+            if models.is_empty() && !named {
+                self.report.warning(
+                    path,
+                    "no model uses this upstream",
+                    "it is probed and otherwise idle",
+                );
+            }
+            upstreams.push(Arc::new(self.upstream(written, models, path)));
+        }
+        upstreams
+    }
+
+    fn upstream(
+        &mut self,
+        written: &file::Upstream,
+        models: &HashSet<&str>,
+        path: KeyPath<'_>,
+    ) -> Upstream {
+        Upstream {
+            id: UpstreamId::new(&written.id),
+            dialect: match written.dialect {
+                file::Dialect::DeepSeek => Dialect::DeepSeek,
+                file::Dialect::OpenAi => Dialect::OpenAi,
+            },
+            auth: self.auth(&written.auth, path.key("auth")),
+            protocol: match written.protocol {
+                file::Protocol::Http1 => UpstreamProtocol::Http1,
+                file::Protocol::Http2 => UpstreamProtocol::Http2,
+            },
+            tls: self.upstream_tls(&written.tls, path.key("tls")),
+            timeouts: self.timeouts(&written.timeouts, path.key("timeouts")),
+            idle_timeout: self.duration(written.idle_timeout, ABOVE_ZERO, path.key("idle_timeout")),
+            dns_refresh: self.duration(
+                written.dns_refresh,
+                LEAST_INTERVAL,
+                path.key("dns_refresh"),
+            ),
+            health: self.health(written, path.key("health")),
+            surfaces: self.surfaces(written, path.key("surfaces")),
+            endpoints: self.endpoints(written, path.key("endpoints")),
+            accounts: self.accounts(written, models, path.key("accounts")),
+        }
+    }
+
+    fn auth(&mut self, written: &file::Auth, path: KeyPath<'_>) -> UpstreamAuth {
+        let header = written.header.to_ascii_lowercase();
+        if !is_token(&header) {
+            self.report.mistake(
+                path.key("header"),
+                quoted(&written.header),
+                "expected the name of a header field",
+            );
+        } else if RESERVED_HEADERS.contains(&header.as_str()) {
+            self.report.mistake(
+                path.key("header"),
+                quoted(&written.header),
+                "that field has a meaning of its own",
+            );
+        }
+        if !written.scheme.is_empty() && !is_token(&written.scheme) {
+            self.report.mistake(
+                path.key("scheme"),
+                quoted(&written.scheme),
+                "expected one word, or \"\" for none",
+            );
+        }
+        UpstreamAuth {
+            header,
+            scheme: written.scheme.clone(),
+        }
+    }
+
+    fn upstream_tls(&mut self, written: &file::UpstreamTls, path: KeyPath<'_>) -> UpstreamTls {
+        if let Some(name) = written.server_name.as_deref().filter(|name| !is_host(name)) {
+            self.report.mistake(
+                path.key("server_name"),
+                quoted(name),
+                "expected a host name",
+            );
+        }
+        let ca: Option<PathBuf> = written.ca.as_ref().map(|ca| self.path(ca, path.key("ca")));
+        let min_version = Some(tls_version(written.min_version));
+        UpstreamTls {
+            ca,
+            server_name: written.server_name.clone(),
+            min_version,
+        }
+    }
+
+    fn timeouts(&mut self, written: &file::Timeouts, path: KeyPath<'_>) -> UpstreamTimeouts {
+        if written.connect_total < written.connect {
+            self.report.mistake(
+                path.key("connect_total"),
+                "less than connect",
+                "it covers the connect as well",
+            );
+        }
+        if written.first_content > written.total {
+            self.report.mistake(
+                path.key("first_content"),
+                "more than total",
+                "it would never come to pass",
+            );
+        }
+        let mut timeout = |value, key| self.duration(value, ABOVE_ZERO, path.key(key));
+        UpstreamTimeouts {
+            connect: timeout(written.connect, "connect"),
+            connect_total: timeout(written.connect_total, "connect_total"),
+            read: timeout(written.read, "read"),
+            write: timeout(written.write, "write"),
+            first_content: timeout(written.first_content, "first_content"),
+            total: timeout(written.total, "total"),
+        }
+    }
+
+    fn health(&mut self, upstream: &file::Upstream, path: KeyPath<'_>) -> Option<Health> {
+        let standard = file::Probe::default();
+        let written = match upstream.health.as_ref()? {
+            file::Health::Switch(false) => return None,
+            file::Health::Switch(true) => &standard,
+            file::Health::Probe(probe) => probe,
+        };
+        let deepseek = upstream.dialect == file::Dialect::DeepSeek;
+        let usual = if deepseek { "/models" } else { "/health" };
+        let probe_path = written.path.as_deref().unwrap_or(usual);
+        if probe_path != "/" && !url::is_path(probe_path) {
+            self.report.mistake(
+                path.key("path"),
+                quoted(probe_path),
+                "expected a path that begins with /",
+            );
+        }
+        Some(Health {
+            interval: self.duration(written.interval, LEAST_INTERVAL, path.key("interval")),
+            timeout: self.duration(written.timeout, ABOVE_ZERO, path.key("timeout")),
+            healthy_after: written.healthy_after,
+            unhealthy_after: written.unhealthy_after,
+            path: probe_path.to_owned(),
+            authenticated: written.authenticated.unwrap_or(deepseek),
+        })
+    }
+
+    fn surfaces(&mut self, written: &file::Upstream, path: KeyPath<'_>) -> Vec<String> {
+        let surfaces: Vec<&str> = surfaces(written).into_iter().map(surface_name).collect();
+        if surfaces.is_empty() {
+            self.report.mistake(
+                path,
+                "an empty list",
+                "an upstream that can do nothing serves nobody",
+            );
+        }
+        let mut seen = HashMap::new();
+        for (index, surface) in surfaces.iter().enumerate() {
+            self.unique(&mut seen, *surface, surface, path.index(index));
+        }
+        surfaces.into_iter().map(str::to_owned).collect()
+    }
+
+    fn endpoints(&mut self, upstream: &file::Upstream, path: KeyPath<'_>) -> Vec<Endpoint> {
+        let mut seen = HashMap::new();
+        let mut endpoints = Vec::new();
+        for (index, written) in upstream.endpoints.iter().enumerate() {
+            let item = path.index(index);
+            let path = item.key("url");
+            let endpoint = match url::parse(&written.url) {
+                Ok(endpoint) => endpoint,
+                Err(why) => {
+                    // A URL may hold a password, so it is not quoted.
+                    self.report.mistake(path, why.to_string(), url::FORM);
+                    continue;
+                }
+            };
+            if !endpoint.tls && !upstream.tls.plaintext && !url::is_private(&endpoint.host) {
+                let found = format!(
+                    "http:// to {}, which is not known to be in a private network",
+                    endpoint.host
+                );
+                let allowed = "keys and prompts would travel in the clear; use https://, or allow it by `tls.plaintext: true`";
+                self.report.mistake(path, found, allowed);
+            }
+            self.unique(
+                &mut seen,
+                endpoint.url.clone(),
+                &quoted(&endpoint.url),
+                path,
+            );
+            endpoints.push(Endpoint {
+                priority: written.priority,
+                weight: written.weight,
+                ..endpoint
+            });
+        }
+        endpoints
+    }
+
+    fn accounts(
+        &mut self,
+        upstream: &file::Upstream,
+        models: &HashSet<&str>,
+        path: KeyPath<'_>,
+    ) -> Vec<Account> {
+        let deepseek = upstream.dialect == file::Dialect::DeepSeek;
+        if upstream.accounts.is_empty() && deepseek {
+            self.report.mistake(
+                path,
+                "there are no accounts",
+                "dialect deepseek needs at least one, with its api_key",
+            );
+        } else if upstream.accounts.is_empty() {
+            return vec![Account {
+                id: AccountId::new("default"),
+                api_key: None,
+                max_concurrent: Default::default(),
+            }];
+        }
+        let mut seen = HashMap::new();
+        let mut accounts = Vec::new();
+        for (index, written) in upstream.accounts.iter().enumerate() {
+            let path = path.index(index);
+            self.id(&written.id, path.key("id"));
+            self.unique(&mut seen, &written.id, &quoted(&written.id), path.key("id"));
+            if deepseek && written.api_key.is_none() {
+                self.report.mistake(
+                    path.key("api_key"),
+                    "missing",
+                    "dialect deepseek needs a key for each account",
+                );
+            }
+            let limits = path.key("max_concurrent");
+            for model in written
+                .max_concurrent
+                .keys()
+                .filter(|model| !models.contains(model.as_str()))
+            {
+                let allowed = "upstream models of this upstream's variants may stand here; is it a public name?";
+                self.report
+                    .mistake(limits.key(model), "no variant uses this model", allowed);
+            }
+            let api_key = written
+                .api_key
+                .as_ref()
+                .and_then(|key| self.secret(key, path.key("api_key")));
+            let max_concurrent = written.max_concurrent.clone();
+            accounts.push(Account {
+                id: AccountId::new(&written.id),
+                api_key,
+                max_concurrent,
+            });
+        }
+        accounts
+    }
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)
+}

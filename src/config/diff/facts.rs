@@ -1,0 +1,426 @@
+//! Settings as a flat list of named things with facts, which is the form that can be compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::config::secret::Secret;
+use crate::config::settings::{
+    Account, Admin, AllowedModels, ApiKey, Credential, Endpoint, Health, Limits, Listener,
+    ListenerTls, Logging, Model, Retry, Server, Settings, Tenant, TlsVersion, Upstream,
+    UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
+};
+use crate::config::text::{format_duration, format_size};
+
+/// One side of a comparison.
+#[derive(Debug, PartialEq)]
+pub enum Fact<'a> {
+    Text(String),
+    Set(BTreeSet<String>),
+    Secret(Option<&'a Secret>),
+    Hash(&'a [u8; 32]),
+}
+
+/// Something with a name of its own.
+pub struct Thing<'a> {
+    /// The thing that this one comes and goes with.
+    pub part_of: Option<String>,
+    pub restart: Restart,
+    pub facts: Vec<(&'static str, Fact<'a>)>,
+}
+
+/// Which changes of a thing need a restart.
+#[derive(Debug, Clone, Copy)]
+pub enum Restart {
+    Never,
+    /// Each fact, under this prefix.
+    EachKey(&'static str),
+    /// Any, reported as this key.
+    As(&'static str),
+    /// `logging.format` alone.
+    LogFormat,
+}
+
+impl Restart {
+    /// The key to report when the thing as a whole came or went.
+    pub fn whole(self) -> Option<&'static str> {
+        match self {
+            Self::Never | Self::LogFormat => None,
+            Self::EachKey(key) | Self::As(key) => Some(key),
+        }
+    }
+
+    /// The key to report when the fact `key` changed.
+    pub fn key(self, key: &str) -> Option<String> {
+        match self {
+            Self::Never => None,
+            Self::EachKey(prefix) => Some(format!("{prefix}.{key}")),
+            Self::As(name) => Some(name.to_owned()),
+            Self::LogFormat => (key == "format").then(|| "logging.format".to_owned()),
+        }
+    }
+}
+
+/// Everything in `settings`, by name.
+pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
+    let Settings {
+        server,
+        logging,
+        retry,
+        tenants,
+        upstreams,
+        models,
+        files,
+        balance,
+    } = settings;
+    let mut things = Things(BTreeMap::new());
+    things.server(server);
+    let Logging {
+        level,
+        format,
+        access,
+    } = logging;
+    let facts = vec![
+        ("level", text(level.as_str().to_lowercase())),
+        ("format", text(format!("{format:?}").to_lowercase())),
+        ("access", text(access)),
+    ];
+    things.add("logging", None, Restart::LogFormat, facts);
+    let Retry { attempts } = retry;
+    things.add(
+        "retry",
+        None,
+        Restart::Never,
+        vec![("attempts", text(attempts))],
+    );
+    tenants.iter().for_each(|tenant| things.tenant(tenant));
+    upstreams
+        .iter()
+        .for_each(|upstream| things.upstream(upstream));
+    models.values().for_each(|model| things.model(model));
+    for (name, upstream) in [("files", files), ("balance", balance)] {
+        let upstream = upstream.as_ref().map(UpstreamId::as_str);
+        things.add(
+            name,
+            None,
+            Restart::Never,
+            vec![("upstream", optional(upstream))],
+        );
+    }
+    things.0
+}
+
+struct Things<'a>(BTreeMap<String, Thing<'a>>);
+
+impl<'a> Things<'a> {
+    fn add(
+        &mut self,
+        name: impl Into<String>,
+        part_of: Option<&str>,
+        restart: Restart,
+        facts: Vec<(&'static str, Fact<'a>)>,
+    ) {
+        self.0.insert(
+            name.into(),
+            Thing {
+                part_of: part_of.map(str::to_owned),
+                restart,
+                facts,
+            },
+        );
+    }
+
+    fn server(&mut self, server: &'a Server) {
+        let Server {
+            threads,
+            state_dir,
+            listeners,
+            admin,
+            shutdown_grace,
+            shutdown_pause,
+            upstream_idle_connections,
+            limits,
+        } = server;
+        let facts = vec![
+            ("threads", text(threads)),
+            ("state_dir", path(state_dir)),
+            ("shutdown_grace", text(format_duration(*shutdown_grace))),
+            ("shutdown_pause", text(format_duration(*shutdown_pause))),
+            ("upstream_idle_connections", text(upstream_idle_connections)),
+        ];
+        self.add("server", None, Restart::EachKey("server"), facts);
+        self.add(
+            "limits",
+            None,
+            Restart::EachKey("server.limits"),
+            limit_facts(limits),
+        );
+        for Listener { address, h2c, tls } in listeners {
+            let tls = tls.as_ref().map(
+                |ListenerTls {
+                     certificate,
+                     private_key,
+                     min_version,
+                 }| {
+                    format!(
+                        "{} with {} from {}",
+                        certificate.display(),
+                        private_key.display(),
+                        version(*min_version)
+                    )
+                },
+            );
+            let facts = vec![("h2c", text(h2c)), ("tls", optional(tls.as_deref()))];
+            self.add(
+                format!("listener {address}"),
+                None,
+                Restart::As("server.listeners"),
+                facts,
+            );
+        }
+        if let Some(Admin { address, token }) = admin {
+            let facts = vec![
+                ("address", text(address)),
+                ("token", Fact::Secret(token.as_ref())),
+            ];
+            self.add("admin", None, Restart::EachKey("server.admin"), facts);
+        }
+    }
+
+    fn tenant(&mut self, tenant: &'a Tenant) {
+        let Tenant {
+            id,
+            enabled,
+            models,
+            balance,
+            files,
+            credentials,
+        } = tenant;
+        let name = format!("tenant {id}");
+        let models = match models {
+            AllowedModels::All => BTreeSet::from(["*".to_owned()]),
+            AllowedModels::Listed(names) => names.iter().cloned().collect(),
+        };
+        let facts = vec![
+            ("enabled", text(enabled)),
+            ("models", Fact::Set(models)),
+            ("balance", text(balance)),
+            ("files", text(files)),
+        ];
+        for Credential::ApiKey(ApiKey { id, hash }) in credentials {
+            let facts = vec![("hash", Fact::Hash(hash))];
+            self.add(
+                format!("{name} api key {id}"),
+                Some(&name),
+                Restart::Never,
+                facts,
+            );
+        }
+        self.add(name, None, Restart::Never, facts);
+    }
+
+    fn upstream(&mut self, upstream: &'a Upstream) {
+        let Upstream {
+            id,
+            dialect,
+            auth: UpstreamAuth { header, scheme },
+            protocol,
+            tls:
+                UpstreamTls {
+                    ca,
+                    server_name,
+                    min_version,
+                },
+            timeouts,
+            idle_timeout,
+            dns_refresh,
+            health,
+            surfaces,
+            endpoints,
+            accounts,
+        } = upstream;
+        let name = format!("upstream {id}");
+        let mut facts = vec![
+            ("dialect", text(format!("{dialect:?}").to_lowercase())),
+            ("auth.header", text(header)),
+            ("auth.scheme", text(format!("{scheme:?}"))),
+            ("protocol", text(format!("{protocol:?}").to_lowercase())),
+            ("tls.ca", ca.as_deref().map_or_else(none, path)),
+            ("tls.server_name", optional(server_name.as_deref())),
+            ("tls.min_version", optional(min_version.map(version))),
+            ("idle_timeout", text(format_duration(*idle_timeout))),
+            ("dns_refresh", text(format_duration(*dns_refresh))),
+            ("health", health.as_ref().map_or_else(none, health_fact)),
+            ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
+        ];
+        facts.extend(timeout_facts(timeouts));
+        self.endpoints(endpoints, &name);
+        self.accounts(accounts, &name);
+        self.add(name, None, Restart::Never, facts);
+    }
+
+    fn endpoints(&mut self, endpoints: &[Endpoint], name: &str) {
+        for endpoint in endpoints {
+            // The other fields are read from the URL.
+            let Endpoint {
+                url,
+                tls: _,
+                host: _,
+                port: _,
+                base_path: _,
+                priority,
+                weight,
+            } = endpoint;
+            let facts = vec![("priority", text(priority)), ("weight", text(weight))];
+            self.add(
+                format!("{name} endpoint {url}"),
+                Some(name),
+                Restart::Never,
+                facts,
+            );
+        }
+    }
+
+    fn accounts(&mut self, accounts: &'a [Account], name: &str) {
+        for Account {
+            id,
+            api_key,
+            max_concurrent,
+        } in accounts
+        {
+            let limits = max_concurrent
+                .iter()
+                .map(|(model, limit)| format!("{model}={limit}"));
+            let facts = vec![
+                ("key", Fact::Secret(api_key.as_ref())),
+                ("max_concurrent", Fact::Set(limits.collect())),
+            ];
+            self.add(
+                format!("{name} account {id}"),
+                Some(name),
+                Restart::Never,
+                facts,
+            );
+        }
+    }
+
+    fn model(&mut self, model: &Model) {
+        let Model {
+            name,
+            variants,
+            set,
+        } = model;
+        let variants = variants
+            .iter()
+            .map(|variant| format!("{}/{}", variant.upstream, variant.model));
+        let set = set.iter().map(|(field, value)| format!("{field}={value}"));
+        let facts = vec![
+            ("variants", Fact::Set(variants.collect())),
+            ("set", Fact::Set(set.collect())),
+        ];
+        self.add(format!("model {name}"), None, Restart::Never, facts);
+    }
+}
+
+fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
+    let Limits {
+        max_request_body,
+        max_file_upload,
+        max_buffered_bodies,
+        max_head,
+        max_head_fields,
+        max_target,
+        head_timeout,
+        body_timeout,
+        idle_timeout,
+        write_timeout,
+        tls_handshake_timeout,
+        requests_per_connection,
+        max_connections,
+        max_connections_per_ip,
+    } = limits;
+    let size = |bytes: &usize| text(format_size(*bytes as u64));
+    vec![
+        ("max_request_body", size(max_request_body)),
+        ("max_file_upload", text(format_size(*max_file_upload))),
+        ("max_buffered_bodies", size(max_buffered_bodies)),
+        ("max_head", size(max_head)),
+        ("max_head_fields", text(max_head_fields)),
+        ("max_target", size(max_target)),
+        ("head_timeout", text(format_duration(*head_timeout))),
+        ("body_timeout", text(format_duration(*body_timeout))),
+        ("idle_timeout", text(format_duration(*idle_timeout))),
+        ("write_timeout", text(format_duration(*write_timeout))),
+        (
+            "tls_handshake_timeout",
+            text(format_duration(*tls_handshake_timeout)),
+        ),
+        ("requests_per_connection", text(requests_per_connection)),
+        ("max_connections", text(max_connections)),
+        ("max_connections_per_ip", text(max_connections_per_ip)),
+    ]
+}
+
+fn timeout_facts(timeouts: &UpstreamTimeouts) -> Vec<(&'static str, Fact<'static>)> {
+    let UpstreamTimeouts {
+        connect,
+        connect_total,
+        read,
+        write,
+        first_content,
+        total,
+    } = timeouts;
+    vec![
+        ("timeouts.connect", text(format_duration(*connect))),
+        (
+            "timeouts.connect_total",
+            text(format_duration(*connect_total)),
+        ),
+        ("timeouts.read", text(format_duration(*read))),
+        ("timeouts.write", text(format_duration(*write))),
+        (
+            "timeouts.first_content",
+            text(format_duration(*first_content)),
+        ),
+        ("timeouts.total", text(format_duration(*total))),
+    ]
+}
+
+fn health_fact(health: &Health) -> Fact<'static> {
+    let Health {
+        interval,
+        timeout,
+        healthy_after,
+        unhealthy_after,
+        path,
+        authenticated,
+    } = health;
+    let key = if *authenticated { " with key" } else { "" };
+    text(format!(
+        "{path}{key} every {} within {}, up after {healthy_after}, down after {unhealthy_after}",
+        format_duration(*interval),
+        format_duration(*timeout),
+    ))
+}
+
+fn version(version: TlsVersion) -> &'static str {
+    match version {
+        TlsVersion::V1_2 => "1.2",
+        TlsVersion::V1_3 => "1.3",
+    }
+}
+
+fn text(value: impl ToString) -> Fact<'static> {
+    Fact::Text(value.to_string())
+}
+
+fn optional(value: Option<&str>) -> Fact<'static> {
+    value.map_or_else(none, text)
+}
+
+fn none() -> Fact<'static> {
+    text("none")
+}
+
+fn path(path: &Path) -> Fact<'static> {
+    text(path.display())
+}

@@ -1,0 +1,224 @@
+//! The configuration as written: one struct per map of the file, keys and defaults as people see
+//! them. The doc comments become the schema's descriptions, which editors show, so they speak to
+//! the person who writes the file. What the values mean is [`super::settings`]'s business, whether
+//! they make sense is [`super::check`]'s.
+//!
+//! Every default is a constant here, with its unit and its reason. A key that must be given is
+//! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
+
+mod server;
+mod upstream;
+
+use std::collections::BTreeMap;
+
+use schemars::transform::Transform;
+use schemars::{JsonSchema, Schema};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use server::{Admin, Limits, Listener, ListenerTls, Server, TlsVersion};
+pub use upstream::{
+    Account, Auth, Dialect, Endpoint, Health, Probe, Protocol, Surface, Timeouts, Upstream,
+    UpstreamTls,
+};
+
+/// Attempts per request, the first included. Two: one account or endpoint may fail unseen, and a
+/// provider in trouble gets at most twice its traffic.
+pub const RETRY_ATTEMPTS: u32 = 2;
+
+/// The configuration of tidegate. Durations are text such as 250ms, 30s, 1h30m; sizes are text
+/// such as 64KiB, 8MiB. Everything except `server` and `logging.format` reloads without a restart.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "tidegate configuration", transform = Required("server, upstreams, models"))]
+pub struct File {
+    /// The process itself: sockets, threads, limits. Changes need a restart.
+    pub server: Server,
+    pub logging: Logging,
+    pub retry: Retry,
+    /// Who may use the gateway. Without tenants every request is refused.
+    pub tenants: Vec<Tenant>,
+    /// The providers behind the gateway.
+    #[schemars(length(min = 1))]
+    pub upstreams: Vec<Upstream>,
+    /// What tenants may ask for: public model name to what serves it. A name has 1 to 128 of the
+    /// characters A-Z a-z 0-9 . _ : / -
+    #[schemars(extend("minProperties" = 1, "propertyNames" = { "pattern": "^[A-Za-z0-9._:/-]{1,128}$" }))]
+    pub models: BTreeMap<String, Model>,
+    /// Who serves `/v1/files`. Without it, the first upstream of dialect `deepseek` that has the
+    /// surface `files`, if there is one.
+    pub files: Option<ServedBy>,
+    /// Who serves `/user/balance`. Without it, the first upstream of dialect `deepseek` that has
+    /// the surface `balance`, if there is one.
+    pub balance: Option<ServedBy>,
+}
+
+/// What is written to standard error.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logging {
+    /// The least severe level that is written.
+    pub level: Level,
+    /// One JSON object per line, or text for people. Changes need a restart.
+    pub format: LogFormat,
+    /// One line for each finished request.
+    pub access: bool,
+}
+
+impl Default for Logging {
+    /// `info` and JSON, because it is machines that read the logs of a gateway; access lines on,
+    /// because a bill without a trace cannot be explained.
+    fn default() -> Self {
+        Self {
+            level: Level::Info,
+            format: LogFormat::Json,
+            access: true,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// When a request is tried again: only before any content was sent to the client.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retry {
+    /// Attempts in all, the first included.
+    #[schemars(range(min = 1, max = 5))]
+    pub attempts: u32,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: RETRY_ATTEMPTS,
+        }
+    }
+}
+
+/// Someone who may use the gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("id, models, credentials"))]
+pub struct Tenant {
+    /// Stable name, seen in metrics, logs and the ledger.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub id: String,
+    /// Off: the tenant's credentials are refused, its history stays.
+    pub enabled: bool,
+    /// The public model names this tenant may use, or ["*"] for all.
+    #[schemars(length(min = 1))]
+    pub models: Vec<String>,
+    /// May read `/user/balance`, which shows what is left of the provider account.
+    pub balance: bool,
+    /// May use `/v1/files`.
+    pub files: bool,
+    /// Ways to prove to be this tenant; any one of them will do.
+    #[schemars(length(min = 1))]
+    pub credentials: Vec<Credential>,
+}
+
+impl Default for Tenant {
+    /// The balance is the operator's affair, so it is off; files are part of the API, so they are on.
+    fn default() -> Self {
+        let (id, models, credentials) = (String::new(), Vec::new(), Vec::new());
+        Self {
+            id,
+            enabled: true,
+            models,
+            balance: false,
+            files: true,
+            credentials,
+        }
+    }
+}
+
+/// A way to prove to be a tenant.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("api_key"))]
+pub struct Credential {
+    /// An API key, as `tidegate key new` prints it.
+    pub api_key: ApiKey,
+}
+
+/// What is kept of an API key: its name and its hash, never the key.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("id, hash"))]
+pub struct ApiKey {
+    /// The readable part of the key `tg_<id>_<secret>`; unique over all tenants.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub id: String,
+    /// SHA-256 of the whole key: `sha256:` and 64 hexadecimal digits.
+    #[schemars(regex(pattern = r"^sha256:[0-9a-fA-F]{64}$"), extend("x-tidegate-kind" = "hash"))]
+    pub hash: String,
+}
+
+/// What serves a public model name: `variants`, or another name by `alias`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// Upstream models that serve this name.
+    pub variants: Option<Vec<Variant>>,
+    /// Another public name with variants, which then serves this one too.
+    pub alias: Option<String>,
+    /// Top-level fields that are set in each request's body, over what the client sent. Not
+    /// `model`, `stream`, `messages` or `stream_options`.
+    pub set: Map<String, Value>,
+}
+
+/// One upstream model.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("upstream, model"))]
+pub struct Variant {
+    /// Id of an upstream.
+    pub upstream: String,
+    /// The name that upstream knows the model by.
+    pub model: String,
+}
+
+/// The upstream that serves a surface which belongs to no model.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("upstream"))]
+pub struct ServedBy {
+    /// Id of an upstream that has the surface.
+    pub upstream: String,
+}
+
+/// Marks keys of a struct as required in the schema; the default that serde has for them there
+/// is only a place holder. The keys are listed with a comma and a space between (the derive macro reads no
+/// array here).
+struct Required(&'static str);
+
+impl Transform for Required {
+    fn transform(&mut self, schema: &mut Schema) {
+        let keys: Vec<&str> = self.0.split(", ").collect();
+        schema.insert("required".to_owned(), keys.clone().into());
+        let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+            return;
+        };
+        for key in keys {
+            if let Some(property) = properties.get_mut(key).and_then(Value::as_object_mut) {
+                property.remove("default");
+            }
+        }
+    }
+}

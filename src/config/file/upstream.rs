@@ -1,0 +1,287 @@
+//! `upstreams`: the providers as written. All of it reloads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Required;
+use super::server::TlsVersion;
+use crate::config::secret::SecretText;
+use crate::config::text::DurationText;
+
+/// The header and scheme of RFC 6750, which DeepSeek and OpenAI share.
+pub const AUTH_HEADER: &str = "authorization";
+pub const AUTH_SCHEME: &str = "Bearer";
+
+/// One lost SYN is sent again after 1 s, a second after 3 s; then another endpoint is the better bet.
+pub const CONNECT: DurationText = seconds(3);
+/// As `CONNECT`, and as much again for the TLS handshake.
+pub const CONNECT_TOTAL: DurationText = seconds(6);
+/// DeepSeek sends keep-alives while a request waits; five minutes without one is a dead line.
+pub const READ: DurationText = seconds(300);
+/// A provider that reads nothing of our body for this long is stuck.
+pub const WRITE: DurationText = seconds(30);
+/// DeepSeek closes a connection whose inference has not begun after 10 minutes.
+pub const FIRST_CONTENT: DurationText = seconds(600);
+/// The longest answers, with reasoning, end well before.
+pub const TOTAL: DurationText = seconds(1800);
+/// Below the idle limit of the load balancers that providers stand behind (60 to 75 s).
+pub const IDLE_TIMEOUT: DurationText = seconds(60);
+/// Cloud load balancers announce 60 s; half of that is soon enough to follow a move.
+pub const DNS_REFRESH: DurationText = seconds(30);
+/// Small enough that a dead endpoint is out after half a minute, rare enough not to be traffic.
+pub const HEALTH_INTERVAL: DurationText = seconds(10);
+/// Half the interval, so that probes do not overlap.
+pub const HEALTH_TIMEOUT: DurationText = seconds(5);
+/// One answer shows that it is back; real requests tell the rest.
+pub const HEALTHY_AFTER: u32 = 1;
+/// Three, so that one lost packet takes nothing out.
+pub const UNHEALTHY_AFTER: u32 = 3;
+/// All endpoints alike.
+pub const WEIGHT: u32 = 1;
+
+const fn seconds(count: u64) -> DurationText {
+    DurationText(Duration::from_secs(count))
+}
+
+/// A provider with its addresses and accounts.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("id, endpoints"))]
+pub struct Upstream {
+    /// Stable name, seen in metrics and logs.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub id: String,
+    /// Whose API it speaks.
+    pub dialect: Dialect,
+    pub auth: Auth,
+    /// HTTP/2 is spoken by ALPN over TLS and by prior knowledge without.
+    pub protocol: Protocol,
+    pub tls: UpstreamTls,
+    pub timeouts: Timeouts,
+    /// How long an unused connection is kept.
+    pub idle_timeout: DurationText,
+    /// How often host names are resolved anew; at least 100ms.
+    pub dns_refresh: DurationText,
+    /// Probes that take a dead endpoint out. `false` or null: none.
+    pub health: Option<Health>,
+    /// What it can do. Without it: for `deepseek` chat, completions, messages, responses, files and
+    /// balance; for `openai` chat, completions, embeddings, responses and messages.
+    pub surfaces: Option<Vec<Surface>>,
+    /// Its addresses.
+    #[schemars(length(min = 1))]
+    pub endpoints: Vec<Endpoint>,
+    /// Its billing units. Required for `deepseek`; without it, `openai` has one account named
+    /// `default` that sends no key.
+    pub accounts: Vec<Account>,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            dialect: Dialect::DeepSeek,
+            auth: Auth::default(),
+            protocol: Protocol::Http1,
+            tls: UpstreamTls::default(),
+            timeouts: Timeouts::default(),
+            idle_timeout: IDLE_TIMEOUT,
+            dns_refresh: DNS_REFRESH,
+            health: Some(Health::Probe(Probe::default())),
+            surfaces: None,
+            endpoints: Vec::new(),
+            accounts: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    DeepSeek,
+    OpenAi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// An entry of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Surface {
+    Chat,
+    Completions,
+    Embeddings,
+    Messages,
+    Responses,
+    Files,
+    Balance,
+}
+
+/// Where the account's key goes.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// Name of the header field.
+    pub header: String,
+    /// Put before the key with a space between; "" for none.
+    pub scheme: String,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            header: AUTH_HEADER.to_owned(),
+            scheme: AUTH_SCHEME.to_owned(),
+        }
+    }
+}
+
+/// How an `https://` endpoint is trusted.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// PEM bundle that replaces the system's roots. Relative to this file.
+    pub ca: Option<PathBuf>,
+    /// Name asked for and verified in place of the URL's host.
+    pub server_name: Option<String>,
+    /// The oldest TLS that is spoken.
+    pub min_version: TlsVersion,
+    /// Allow `http://` to hosts that are not in a private network. Keys and prompts then travel in
+    /// the clear.
+    pub plaintext: bool,
+}
+
+impl Default for UpstreamTls {
+    /// TLS 1.2: a provider's front decides what it offers, and 1.3 is taken wherever it is.
+    fn default() -> Self {
+        Self {
+            ca: None,
+            server_name: None,
+            min_version: TlsVersion::V1_2,
+            plaintext: false,
+        }
+    }
+}
+
+/// Deadlines of one attempt; each more than 0 and at most 24h.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// TCP connect.
+    pub connect: DurationText,
+    /// TCP connect and TLS handshake together; at least `connect`.
+    pub connect_total: DurationText,
+    /// Silence on the connection, before the head as between bytes. Keep-alives count as life.
+    pub read: DurationText,
+    /// One write to an upstream that does not read.
+    pub write: DurationText,
+    /// Request sent to first content; keep-alives do not count. At most `total`.
+    pub first_content: DurationText,
+    /// The whole attempt.
+    pub total: DurationText,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: CONNECT,
+            connect_total: CONNECT_TOTAL,
+            read: READ,
+            write: WRITE,
+            first_content: FIRST_CONTENT,
+            total: TOTAL,
+        }
+    }
+}
+
+/// Health probes, or whether there are any.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Health {
+    Switch(bool),
+    Probe(Probe),
+}
+
+/// A GET that an endpoint answers with a status below 500 if it is alive.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Probe {
+    /// From one probe to the next; at least 100ms.
+    pub interval: DurationText,
+    /// For one probe as a whole.
+    pub timeout: DurationText,
+    /// Successes in a row that bring an endpoint back.
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_after: u32,
+    /// Failures in a row that take it out.
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_after: u32,
+    /// What is asked for. Without it: `/models` for `deepseek`, `/health` for `openai`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Send the first account's key along. Without it: true for `deepseek`, false for `openai`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticated: Option<bool>,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self {
+            interval: HEALTH_INTERVAL,
+            timeout: HEALTH_TIMEOUT,
+            healthy_after: HEALTHY_AFTER,
+            unhealthy_after: UNHEALTHY_AFTER,
+            path: None,
+            authenticated: None,
+        }
+    }
+}
+
+/// One base URL of an upstream.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("url"))]
+pub struct Endpoint {
+    /// http:// or https://, a host, a port if it is not the usual one, and the path before that of
+    /// the API if there is one. http:// only within a private network (see `tls.plaintext`).
+    pub url: String,
+    /// Lower is preferred; the next priority serves while none of this one is healthy.
+    #[schemars(range(min = 0, max = 1000))]
+    pub priority: u32,
+    /// Share among endpoints of the same priority.
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: u32,
+}
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            priority: 0,
+            weight: WEIGHT,
+        }
+    }
+}
+
+/// A billing unit of the provider: what it limits.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("id"))]
+pub struct Account {
+    /// Stable name, unique within the upstream.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub id: String,
+    /// The provider's key, by reference. Required for `deepseek`.
+    pub api_key: Option<SecretText>,
+    /// Requests at one time by upstream model; a model that is not named has no limit.
+    #[schemars(extend("additionalProperties" = { "type": "integer", "minimum": 1, "maximum": 1_000_000 }))]
+    pub max_concurrent: BTreeMap<String, u32>,
+}

@@ -1,0 +1,88 @@
+//! Decides what a configuration means and whether it can be used, for `run`, `check` and reload.
+//!
+//! A pipeline, one file each: [`source`] reads a file or a folder, [`position`] keeps the line of
+//! every value, [`shape`] holds it against the schema of [`file`], [`check`] applies the rules and
+//! builds [`settings`], which is all that the rest of the crate sees. [`mistake`] collects what is
+//! wrong on the way; [`secret`] follows references; [`diff`] tells what a reload changes. It must not
+//! know of sockets, Pingora, or whether a gateway is running.
+
+mod check;
+pub mod diff;
+pub mod file;
+mod mistake;
+mod nearest;
+mod position;
+pub mod schema;
+pub mod secret;
+pub mod settings;
+mod shape;
+mod source;
+pub mod text;
+
+use std::path::{Path, PathBuf};
+
+pub use mistake::Mistake;
+pub use secret::{Environment, process_environment};
+pub use settings::Settings;
+
+use mistake::Report;
+use secret::Sources;
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub struct Loaded {
+    pub settings: Settings,
+    /// What is allowed and yet hardly meant, in the order of the file.
+    pub warnings: Vec<Mistake>,
+    /// The files that were read, in the order in which they were taken.
+    pub files: Vec<PathBuf>,
+    /// SHA-256 over the names and contents of these files, in hexadecimal. Secrets are not part of
+    /// it: one may change behind an unchanged digest.
+    pub digest: String,
+}
+
+/// Reads the configuration in the file or folder `path`. If it cannot be used: all mistakes, in the
+/// order of the file, at least one.
+///
+/// Structure comes first: as long as keys and types are wrong, the rules behind them are not
+/// tried, since most of what they would find follows from that.
+pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
+    load_with(path, &process_environment)
+}
+
+/// As [`load`], with another environment for `${env:…}` and `${credential:…}`.
+pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Vec<Mistake>> {
+    let source = source::read(path)?;
+    let schema = schema::value();
+    let mut report = Report::new(&source.files, &source.root);
+    shape::walk(&schema, &source.root, &mut report);
+    if report.has_mistakes() {
+        return Err(report.finish().0);
+    }
+    let file: file::File = serde_yaml::from_value(source.root.to_yaml()).map_err(|e| {
+        let file = source.files.first().map_or(path, PathBuf::as_path);
+        vec![mistake::whole_file(
+            file,
+            format!("cannot be understood: {e}"),
+            "",
+        )]
+    })?;
+    let sources = Sources {
+        base: &source.base,
+        environment,
+    };
+    let settings = check::check(&file, &sources, &mut report);
+    let (mistakes, warnings) = report.finish();
+    match settings {
+        Some(settings) => Ok(Loaded {
+            settings,
+            warnings,
+            files: source.files,
+            digest: source.digest,
+        }),
+        None => Err(mistakes),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Reads YAML into a tree in which every value knows its line. There is one parser and one tree:
+//! the values that the gateway runs on and the lines in its messages cannot come apart.
+//!
+//! It decides what of YAML is understood: the core schema of YAML 1.2 (so `no` is text), anchors,
+//! aliases and `<<` merges; no tags but `!!str`, no second document, no key twice. It knows no key.
+
+mod build;
+mod scalar;
+
+use serde_json::{Map, Number, Value};
+
+use super::mistake::KeyPath;
+
+pub use build::parse;
+
+/// Where a value stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which of the files that were read.
+    pub file: usize,
+    /// 1-based.
+    pub line: usize,
+}
+
+/// A value with its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub place: Place,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    Null,
+    Bool(bool),
+    Number(Number),
+    Text(String),
+    List(Vec<Node>),
+    /// In the order of the file; keys are unique.
+    Map(Vec<Entry>),
+}
+
+/// A key, its place, and its value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    pub key: String,
+    pub place: Place,
+    pub value: Node,
+}
+
+impl Node {
+    /// The value of `key`, if this is a map that has it.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entries()
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| &entry.value)
+    }
+
+    /// The entries of a map; none for anything else.
+    pub fn entries(&self) -> &[Entry] {
+        match &self.content {
+            Content::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The place of `path`: of the key where there is one, else of the nearest thing that exists.
+    pub fn locate(&self, path: &KeyPath<'_>) -> Place {
+        self.follow(path)
+            .map_or_else(|near| near, |(place, _)| place)
+    }
+
+    fn follow(&self, path: &KeyPath<'_>) -> Result<(Place, &Node), Place> {
+        match path {
+            KeyPath::Root => Ok((self.place, self)),
+            KeyPath::Key(parent, key) => {
+                let (place, node) = self.follow(parent)?;
+                let entry = node
+                    .entries()
+                    .iter()
+                    .find(|entry| entry.key == *key)
+                    .ok_or(place)?;
+                Ok((entry.place, &entry.value))
+            }
+            KeyPath::Index(parent, index) => {
+                let (place, node) = self.follow(parent)?;
+                let Content::List(items) = &node.content else {
+                    return Err(place);
+                };
+                let item = items.get(*index).ok_or(place)?;
+                Ok((item.place, item))
+            }
+        }
+    }
+
+    /// The same without places.
+    pub fn to_json(&self) -> Value {
+        match &self.content {
+            Content::Null => Value::Null,
+            Content::Bool(value) => Value::Bool(*value),
+            Content::Number(value) => Value::Number(value.clone()),
+            Content::Text(value) => Value::String(value.clone()),
+            Content::List(items) => Value::Array(items.iter().map(Node::to_json).collect()),
+            Content::Map(entries) => {
+                let pairs = entries
+                    .iter()
+                    .map(|entry| (entry.key.clone(), entry.value.to_json()));
+                Value::Object(pairs.collect::<Map<_, _>>())
+            }
+        }
+    }
+
+    /// The same in the form that typed deserialisation takes.
+    pub fn to_yaml(&self) -> serde_yaml::Value {
+        use serde_yaml::Value as Yaml;
+        match &self.content {
+            Content::Null => Yaml::Null,
+            Content::Bool(value) => Yaml::Bool(*value),
+            Content::Number(value) => number(value),
+            Content::Text(value) => Yaml::String(value.clone()),
+            Content::List(items) => Yaml::Sequence(items.iter().map(Node::to_yaml).collect()),
+            Content::Map(entries) => {
+                let pairs = entries
+                    .iter()
+                    .map(|entry| (Yaml::String(entry.key.clone()), entry.value.to_yaml()));
+                Yaml::Mapping(pairs.collect())
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        1 + match &self.content {
+            Content::List(items) => items.iter().map(Node::count).sum(),
+            Content::Map(entries) => entries.iter().map(|entry| entry.value.count()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+fn number(number: &serde_json::Number) -> serde_yaml::Value {
+    let whole = number.as_u64().map(serde_yaml::Number::from);
+    let whole = whole.or_else(|| number.as_i64().map(serde_yaml::Number::from));
+    whole
+        .or_else(|| number.as_f64().map(serde_yaml::Number::from))
+        .map_or(serde_yaml::Value::Null, serde_yaml::Value::Number)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+//! The configuration as it is meant: checked, immutable, and the only form the rest of the crate
+//! sees. Whatever reaches this module cannot be wrong any more; [`super::check`] has seen to that.
+//!
+//! A running gateway holds one [`Settings`] behind an atomic pointer; a request pins the one it
+//! began with. Nothing here is mutable, nothing here counts: counters, pools and health live in
+//! the modules that own them, keyed by the ids below, so that a reload keeps them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::secret::Secret;
+
+/// Everything the gateway was told.
+#[derive(Debug)]
+pub struct Settings {
+    pub server: Arc<Server>,
+    pub logging: Logging,
+    pub retry: Retry,
+    /// In the order of the file; `TenantId` is unique.
+    pub tenants: Vec<Arc<Tenant>>,
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Public model name to what serves it. Aliases are already resolved to their target's variants.
+    pub models: HashMap<String, Arc<Model>>,
+    /// The upstream that serves `/v1/files*`, if any does.
+    pub files: Option<UpstreamId>,
+    /// The upstream that serves `/user/balance`, if any does.
+    pub balance: Option<UpstreamId>,
+}
+
+/// A tenant's stable name: the label in metrics, logs and the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(pub Arc<str>);
+
+/// An upstream's stable name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamId(pub Arc<str>);
+
+/// An account's stable name, unique within its upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountId(pub Arc<str>);
+
+/// Process-wide settings. All of them need a restart to change.
+#[derive(Debug, PartialEq)]
+pub struct Server {
+    /// Worker threads of the proxy, at least 1.
+    pub threads: usize,
+    pub state_dir: PathBuf,
+    pub listeners: Vec<Listener>,
+    pub admin: Option<Admin>,
+    /// How long streams may go on after SIGTERM before they are cut.
+    pub shutdown_grace: Duration,
+    /// How long the listeners stay open after readiness was withdrawn.
+    pub shutdown_pause: Duration,
+    /// Idle upstream connections kept per worker thread.
+    pub upstream_idle_connections: usize,
+    pub limits: Limits,
+}
+
+/// One downstream listening socket.
+#[derive(Debug, PartialEq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// HTTP/2 without TLS, by prior knowledge.
+    pub h2c: bool,
+    pub tls: Option<ListenerTls>,
+}
+
+/// A listener's certificate; the files are read when it is built and on each reload.
+#[derive(Debug, PartialEq)]
+pub struct ListenerTls {
+    /// PEM, leaf first.
+    pub certificate: PathBuf,
+    /// PEM.
+    pub private_key: PathBuf,
+    pub min_version: TlsVersion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+/// The operators' listener: health, readiness, metrics, status.
+#[derive(Debug, PartialEq)]
+pub struct Admin {
+    pub address: SocketAddr,
+    /// Bearer token asked for everything but `/healthz`, `/readyz` and `/metrics`; without one
+    /// those three are all there is.
+    pub token: Option<Secret>,
+}
+
+/// Downstream limits; each default is a constant in [`super::file`] with its reason.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Bytes of a request body that is read whole.
+    pub max_request_body: usize,
+    /// Bytes of a `/v1/files` upload, which streams through.
+    pub max_file_upload: u64,
+    /// Bytes of request bodies held in memory at one time by the whole process.
+    pub max_buffered_bodies: usize,
+    /// Bytes of a request head.
+    pub max_head: usize,
+    /// Header fields in a request head.
+    pub max_head_fields: usize,
+    /// Bytes of a request target.
+    pub max_target: usize,
+    /// First byte of a head (or the accept) to its last.
+    pub head_timeout: Duration,
+    /// End of the head to the end of the body.
+    pub body_timeout: Duration,
+    /// A connection without a request.
+    pub idle_timeout: Duration,
+    /// One write to a client that does not read.
+    pub write_timeout: Duration,
+    pub tls_handshake_timeout: Duration,
+    /// Requests on one HTTP/1.1 connection before it is closed.
+    pub requests_per_connection: u32,
+    pub max_connections: usize,
+    pub max_connections_per_ip: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logging {
+    pub level: log::LevelFilter,
+    pub format: LogFormat,
+    /// One line per finished request.
+    pub access: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// What may be tried again before content was sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// Attempts in all, the first included; 1 to 5.
+    pub attempts: u32,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub enabled: bool,
+    pub models: AllowedModels,
+    /// May this tenant read `/user/balance`?
+    pub balance: bool,
+    /// May this tenant use `/v1/files*`?
+    pub files: bool,
+    pub credentials: Vec<Credential>,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum AllowedModels {
+    /// `["*"]`
+    All,
+    Listed(HashSet<String>),
+}
+
+/// How a tenant proves who it is. Signed tokens, signed requests and client certificates join here.
+#[derive(Debug, PartialEq)]
+pub enum Credential {
+    ApiKey(ApiKey),
+}
+
+/// What is stored of an API key `tg_<id>_<secret>`: never the key.
+#[derive(Debug, PartialEq)]
+pub struct ApiKey {
+    /// The readable part of the key, unique over all tenants.
+    pub id: String,
+    /// SHA-256 of the whole key as the client sends it.
+    pub hash: [u8; 32],
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Upstream {
+    pub id: UpstreamId,
+    pub dialect: Dialect,
+    /// Where the account's credential goes.
+    pub auth: UpstreamAuth,
+    pub protocol: UpstreamProtocol,
+    pub tls: UpstreamTls,
+    pub timeouts: UpstreamTimeouts,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// How often names are resolved anew.
+    pub dns_refresh: Duration,
+    pub health: Option<Health>,
+    /// What this upstream can do, by surface name: `chat`, `completions`, `embeddings`, `messages`,
+    /// `responses`, `files`, `balance`.
+    pub surfaces: Vec<String>,
+    pub endpoints: Vec<Endpoint>,
+    pub accounts: Vec<Account>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    DeepSeek,
+    OpenAi,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamAuth {
+    /// Lower case.
+    pub header: String,
+    /// Put before the credential with a space; empty for none.
+    pub scheme: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    Http1,
+    Http2,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct UpstreamTls {
+    /// PEM bundle that replaces the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Name asked for and verified in place of the URL's host.
+    pub server_name: Option<String>,
+    /// At least this.
+    pub min_version: Option<TlsVersion>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamTimeouts {
+    /// TCP connect.
+    pub connect: Duration,
+    /// TCP connect and TLS handshake together.
+    pub connect_total: Duration,
+    /// Silence on the connection, before the head as between bytes. Keep-alives count as life.
+    pub read: Duration,
+    /// One write to an upstream that does not read.
+    pub write: Duration,
+    /// Request sent to first content; keep-alives do not count.
+    pub first_content: Duration,
+    /// The whole attempt.
+    pub total: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Health {
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Successes in a row that bring an endpoint back.
+    pub healthy_after: u32,
+    /// Failures in a row that take it out.
+    pub unhealthy_after: u32,
+    /// Path asked with GET, appended to the endpoint's base path; `/models` for `deepseek`,
+    /// for `openai` `/health` at the root of the host.
+    pub path: String,
+    /// Send the first account's credential along?
+    pub authenticated: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// As configured, without a trailing slash; the endpoint's stable name in metrics.
+    pub url: String,
+    pub tls: bool,
+    /// A name or an address, without port and brackets.
+    pub host: String,
+    pub port: u16,
+    /// Begins with `/` unless empty; no trailing slash.
+    pub base_path: String,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// Share among endpoints of one priority, at least 1.
+    pub weight: u32,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Account {
+    pub id: AccountId,
+    /// None for a self-hosted engine that asks for no key.
+    pub api_key: Option<Secret>,
+    /// Ceiling of concurrent requests by upstream model name; a model that is not named has none.
+    pub max_concurrent: BTreeMap<String, u32>,
+}
+
+/// What a public model name stands for.
+#[derive(Debug, PartialEq)]
+pub struct Model {
+    pub name: String,
+    /// At least one.
+    pub variants: Vec<Variant>,
+    /// Top-level body fields that this name fixes, in the order of the file.
+    pub set: Vec<(String, serde_json::Value)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    pub upstream: UpstreamId,
+    /// The name the upstream knows.
+    pub model: String,
+}
+
+impl AllowedModels {
+    /// May a tenant with this list use the public model `name`?
+    pub fn allows(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(names) => names.contains(name),
+        }
+    }
+}
+
+macro_rules! text_id {
+    ($($id:ident),*) => {$(
+        impl $id {
+            pub fn new(text: &str) -> Self {
+                Self(Arc::from(text))
+            }
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl std::fmt::Display for $id {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+text_id!(TenantId, UpstreamId, AccountId);
