@@ -1,0 +1,3 @@
+//! From the model a tenant names to what serves it.
+
+pub mod route;

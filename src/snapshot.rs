@@ -1,0 +1,110 @@
+//! One picture of the configuration, made ready for requests: every name resolved, every table
+//! built, every header value made.
+//!
+//! A request pins the snapshot it began with; a reload puts a new one in its place and both live
+//! until the last request of the old one ends. What counts or remembers lives in
+//! [`crate::upstream::pool::Registry`] and is shared by all snapshots.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::config::settings::{Settings, UpstreamId};
+use crate::identity::tenant::Directory;
+use crate::request::edit::JsonText;
+use crate::request::head::HeadLimits;
+use crate::routing::route::{Route, Routes};
+use crate::upstream::pool::{Lane, Pool, PoolError, Registry};
+
+pub struct Snapshot {
+    pub settings: Arc<Settings>,
+    pub directory: Directory,
+    pub routes: Routes,
+    /// In the order of the configuration.
+    pub pools: Vec<Arc<Pool>>,
+    /// Every upstream model that anything leads to, once.
+    lanes: Vec<Arc<Lane>>,
+    /// What serves `/v1/files*`.
+    pub files: Option<Arc<Lane>>,
+    /// What serves `/user/balance`.
+    pub balance: Option<Arc<Lane>>,
+    pub head_limits: HeadLimits,
+}
+
+/// The place where the snapshot in use is found.
+pub type Current = Arc<ArcSwap<Snapshot>>;
+
+impl Snapshot {
+    /// # Errors
+    /// If a file named by the settings cannot be used.
+    pub fn new(
+        settings: Arc<Settings>,
+        registry: &Registry,
+        now: Instant,
+    ) -> Result<Self, PoolError> {
+        let mut pools = Vec::with_capacity(settings.upstreams.len());
+        for upstream in &settings.upstreams {
+            pools.push(Pool::new(upstream.clone(), registry, now)?);
+        }
+        let by_id: HashMap<&UpstreamId, &Arc<Pool>> =
+            pools.iter().map(|pool| (&pool.settings.id, pool)).collect();
+        let mut lanes: HashMap<(UpstreamId, String), Arc<Lane>> = HashMap::new();
+        let mut lane = |upstream: &UpstreamId, model: &str| {
+            let pool = by_id.get(upstream)?;
+            let key = (upstream.clone(), model.to_owned());
+            Some(
+                lanes
+                    .entry(key)
+                    .or_insert_with(|| Arc::new(pool.lane(registry, model)))
+                    .clone(),
+            )
+        };
+        let routes = settings.models.values().map(|model| Route {
+            model: model.name.clone(),
+            lanes: model
+                .variants
+                .iter()
+                .filter_map(|variant| lane(&variant.upstream, &variant.model))
+                .collect(),
+            set: model
+                .set
+                .iter()
+                .map(|(key, value)| (key.clone(), JsonText::from(value)))
+                .collect(),
+        });
+        let routes = Routes::new(routes.collect::<Vec<_>>());
+        let files = settings
+            .files
+            .as_ref()
+            .and_then(|upstream| lane(upstream, ""));
+        let balance = settings
+            .balance
+            .as_ref()
+            .and_then(|upstream| lane(upstream, ""));
+        let limits = &settings.server.limits;
+        let head_limits = HeadLimits {
+            max_head: limits.max_head,
+            max_fields: limits.max_head_fields,
+            max_target: limits.max_target,
+        };
+        let directory = Directory::new(&settings.tenants);
+        let lanes = lanes.into_values().collect();
+        Ok(Self {
+            directory,
+            routes,
+            pools,
+            lanes,
+            files,
+            balance,
+            head_limits,
+            settings,
+        })
+    }
+
+    /// Every upstream model that anything leads to, once, in no order.
+    pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes.iter()
+    }
+}

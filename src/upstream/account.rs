@@ -1,0 +1,149 @@
+//! An account's running state: how many requests it holds per model, and whether it is resting.
+//!
+//! DeepSeek limits *concurrent requests per account and model*, counted from sending until the
+//! answer is complete (rate_limit page), so that is what is counted here. The state outlives
+//! reloads; ceilings belong to the configuration and are passed in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Requests in flight at one account for one model.
+#[derive(Debug, Default)]
+pub struct InFlight(AtomicU32);
+
+impl InFlight {
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes a place unless `ceiling` are taken. The place comes back when the lease is dropped.
+    pub fn acquire(self: &Arc<Self>, ceiling: Option<u32>) -> Option<AccountLease> {
+        let ceiling = ceiling.unwrap_or(u32::MAX);
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
+                (held < ceiling).then_some(held + 1)
+            })
+            .ok()
+            .map(|_| AccountLease(self.clone()))
+    }
+}
+
+/// A held place at an account.
+#[must_use]
+#[derive(Debug)]
+pub struct AccountLease(Arc<InFlight>);
+
+impl Drop for AccountLease {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whether an account should be left alone for a while.
+#[derive(Debug)]
+pub struct Rest {
+    epoch: Instant,
+    /// Milliseconds after `epoch`; 0 for never.
+    until: AtomicU64,
+}
+
+impl Rest {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            epoch: now,
+            until: AtomicU64::new(0),
+        }
+    }
+
+    /// Rests until `now + pause`, or longer if it already does.
+    pub fn rest(&self, now: Instant, pause: Duration) {
+        self.until
+            .fetch_max(self.millis(now + pause), Ordering::AcqRel);
+    }
+
+    pub fn wake(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+
+    pub fn is_resting(&self, now: Instant) -> bool {
+        self.until.load(Ordering::Acquire) > self.millis(now)
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// How long an account rests after an answer with `status` that speaks of the account.
+///
+/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent). None for
+/// any other status: those speak of the endpoint or of the request.
+pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
+    match status {
+        429 => Some(
+            retry_after
+                .unwrap_or(Duration::from_secs(1))
+                .min(Duration::from_secs(60)),
+        ),
+        401..=403 => Some(Duration::from_secs(30)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ceiling_is_never_passed_and_a_drop_gives_the_place_back() {
+        let in_flight = Arc::new(InFlight::default());
+        let first = in_flight.acquire(Some(2)).unwrap();
+        let _second = in_flight.acquire(Some(2)).unwrap();
+        assert!(in_flight.acquire(Some(2)).is_none());
+        drop(first);
+        assert_eq!(in_flight.get(), 1);
+        assert!(in_flight.acquire(Some(2)).is_some());
+    }
+
+    #[test]
+    fn many_threads_cannot_take_one_place_too_many() {
+        let in_flight = Arc::new(InFlight::default());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10_000 {
+                        let lease = in_flight.acquire(Some(3));
+                        assert!(in_flight.get() <= 3);
+                        drop(lease);
+                    }
+                });
+            }
+        });
+        assert_eq!(in_flight.get(), 0);
+    }
+
+    #[test]
+    fn a_rest_ends_by_itself_or_when_woken() {
+        let start = Instant::now();
+        let rest = Rest::new(start);
+        rest.rest(start, Duration::from_secs(5));
+        rest.rest(start, Duration::from_secs(1));
+        assert!(rest.is_resting(start + Duration::from_secs(4)));
+        assert!(!rest.is_resting(start + Duration::from_secs(5)));
+        rest.rest(start, Duration::from_secs(60));
+        rest.wake();
+        assert!(!rest.is_resting(start));
+    }
+
+    #[test]
+    fn only_answers_about_the_account_make_it_rest() {
+        assert_eq!(
+            pause_after(429, Some(Duration::from_secs(3600))),
+            Some(Duration::from_secs(60))
+        );
+        assert!(pause_after(402, None).is_some());
+        assert!(pause_after(500, None).is_none());
+        assert!(pause_after(400, None).is_none());
+    }
+}

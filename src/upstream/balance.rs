@@ -1,0 +1,199 @@
+//! Which account and which endpoint take the next attempt. Pure: numbers in, an index out.
+//!
+//! Accounts: the least loaded relative to its ceiling among those that are awake and below it.
+//! Endpoints: among the best priority that has a healthy one, the least loaded relative to its
+//! weight. Ties go round by `turn`, so that idle peers share evenly.
+
+/// An account as it looks now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccountView {
+    pub in_flight: u32,
+    pub ceiling: Option<u32>,
+    pub resting: bool,
+    /// Already tried in this request.
+    pub tried: bool,
+}
+
+/// An endpoint as it looks now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointView {
+    pub in_flight: u32,
+    pub priority: u32,
+    /// At least 1.
+    pub weight: u32,
+    pub healthy: bool,
+    /// Already tried in this request.
+    pub tried: bool,
+}
+
+/// Why no account can take the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoAccount {
+    /// Each one left is at its ceiling.
+    Full,
+    /// Each one was tried.
+    Tried,
+}
+
+/// Chooses an account. A resting one is taken only if no other is left: its rest may be over
+/// sooner than we think, and refusing outright helps nobody.
+///
+/// # Errors
+/// If none is left to try.
+pub fn account(accounts: &[AccountView], turn: usize) -> Result<usize, NoAccount> {
+    let open = |view: &AccountView| {
+        !view.tried && view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling)
+    };
+    let awake = least(accounts, turn, |view| {
+        (open(view) && !view.resting).then(|| account_load(view))
+    });
+    awake
+        .or_else(|| {
+            least(accounts, turn, |view| {
+                open(view).then(|| account_load(view))
+            })
+        })
+        .ok_or_else(|| {
+            if accounts.iter().all(|view| view.tried) {
+                NoAccount::Tried
+            } else {
+                NoAccount::Full
+            }
+        })
+}
+
+/// Chooses an endpoint, or `None` if each was tried. If none that is left is healthy, an unhealthy
+/// one of the best priority gets the chance.
+pub fn endpoint(endpoints: &[EndpointView], turn: usize) -> Option<usize> {
+    for need_health in [true, false] {
+        let usable = |view: &EndpointView| !view.tried && (view.healthy || !need_health);
+        let best = endpoints
+            .iter()
+            .filter(|view| usable(view))
+            .map(|view| view.priority)
+            .min();
+        if let Some(best) = best {
+            return least(endpoints, turn, |view| {
+                (usable(view) && view.priority == best).then(|| ratio(view.in_flight, view.weight))
+            });
+        }
+    }
+    None
+}
+
+fn account_load(view: &AccountView) -> u64 {
+    ratio(view.in_flight, view.ceiling.unwrap_or(1_000))
+}
+
+/// `load / share` as a whole number fine enough to compare.
+fn ratio(load: u32, share: u32) -> u64 {
+    (u64::from(load) << 20) / u64::from(share.max(1))
+}
+
+/// The index with the least load; of equals, the first at or after `turn`.
+fn least<T>(items: &[T], turn: usize, load: impl Fn(&T) -> Option<u64>) -> Option<usize> {
+    let count = items.len();
+    let start = turn.checked_rem(count)?;
+    items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| {
+            load(item).map(|load| (load, (index + count - start) % count, index))
+        })
+        .min()
+        .map(|(_, _, index)| index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acc(in_flight: u32, ceiling: Option<u32>) -> AccountView {
+        AccountView {
+            in_flight,
+            ceiling,
+            resting: false,
+            tried: false,
+        }
+    }
+
+    fn end(in_flight: u32, priority: u32, healthy: bool) -> EndpointView {
+        EndpointView {
+            in_flight,
+            priority,
+            weight: 1,
+            healthy,
+            tried: false,
+        }
+    }
+
+    #[test]
+    fn the_account_with_most_room_wins() {
+        assert_eq!(
+            account(&[acc(10, Some(100)), acc(10, Some(2500))], 0),
+            Ok(1)
+        );
+        assert_eq!(account(&[acc(3, None), acc(2, None)], 0), Ok(1));
+    }
+
+    #[test]
+    fn a_full_account_is_passed_over_and_all_full_is_told_from_all_tried() {
+        assert_eq!(account(&[acc(2, Some(2)), acc(1, Some(2))], 0), Ok(1));
+        assert_eq!(account(&[acc(2, Some(2))], 0), Err(NoAccount::Full));
+        assert_eq!(
+            account(
+                &[AccountView {
+                    tried: true,
+                    ..acc(0, None)
+                }],
+                0
+            ),
+            Err(NoAccount::Tried)
+        );
+        assert_eq!(account(&[], 3), Err(NoAccount::Tried));
+    }
+
+    #[test]
+    fn a_resting_account_is_the_last_resort() {
+        let resting = AccountView {
+            resting: true,
+            ..acc(0, None)
+        };
+        assert_eq!(account(&[resting, acc(50, None)], 0), Ok(1));
+        assert_eq!(account(&[resting], 0), Ok(0));
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let idle = [acc(0, None); 3];
+        let order: Vec<_> = (0..6).map(|turn| account(&idle, turn).unwrap()).collect();
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn a_lower_priority_serves_only_when_the_best_is_ill() {
+        assert_eq!(endpoint(&[end(90, 0, true), end(0, 1, true)], 0), Some(0));
+        assert_eq!(endpoint(&[end(0, 0, false), end(9, 1, true)], 0), Some(1));
+        assert_eq!(endpoint(&[end(0, 0, false), end(0, 1, false)], 0), Some(0));
+    }
+
+    #[test]
+    fn load_is_shared_by_weight() {
+        let heavy = EndpointView {
+            weight: 3,
+            ..end(2, 0, true)
+        };
+        assert_eq!(endpoint(&[end(1, 0, true), heavy], 0), Some(1));
+        assert_eq!(
+            endpoint(
+                &[EndpointView {
+                    tried: true,
+                    ..heavy
+                }],
+                0
+            ),
+            None
+        );
+        assert_eq!(endpoint(&[], 0), None);
+    }
+}

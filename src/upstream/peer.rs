@@ -1,0 +1,119 @@
+//! How to reach an endpoint: addresses, TLS and deadlines in the form Pingora's connector takes.
+//!
+//! All TLS towards upstreams is set up here. Pingora's own lower bound is TLS 1.0 and cannot be
+//! raised from outside, so the negotiated version is checked before the first byte of a request is
+//! sent ([`PeerTemplate::check_tls`]). Pingora's pool key leaves out CA and ALPN; whatever it
+//! leaves out goes into `group_key`, so that a reload which changes them opens new connections.
+
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use openssl::x509::X509;
+use pingora::protocols::tls::CaType;
+use pingora::protocols::{ALPN, Digest};
+use pingora::upstreams::peer::{HttpPeer, PeerOptions};
+
+use crate::config::settings::{Endpoint, TlsVersion, Upstream, UpstreamProtocol};
+
+/// Streams on one upstream HTTP/2 connection; Pingora's default of 1 would not multiplex.
+const MAX_H2_STREAMS: usize = 100;
+
+/// What went wrong while preparing an upstream's TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    #[error("cannot read the CA file {path}: {cause}")]
+    CaUnreadable {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
+    #[error("the CA file {path} holds no usable PEM certificate")]
+    CaInvalid { path: PathBuf },
+}
+
+/// Everything about an endpoint's connections but the address.
+#[derive(Clone)]
+pub struct PeerTemplate {
+    tls: bool,
+    server_name: String,
+    options: PeerOptions,
+    group_key: u64,
+    min_version: TlsVersion,
+}
+
+impl PeerTemplate {
+    /// # Errors
+    /// If the private CA cannot be read.
+    pub fn new(upstream: &Upstream, endpoint: &Endpoint) -> Result<Self, PeerError> {
+        let mut options = PeerOptions::new();
+        options.connection_timeout = Some(upstream.timeouts.connect);
+        options.total_connection_timeout = Some(upstream.timeouts.connect_total);
+        options.read_timeout = Some(upstream.timeouts.read);
+        options.write_timeout = Some(upstream.timeouts.write);
+        options.idle_timeout = Some(upstream.idle_timeout);
+        options.alpn = match (upstream.protocol, endpoint.tls) {
+            (UpstreamProtocol::Http1, _) => ALPN::H1,
+            (UpstreamProtocol::Http2, true) => ALPN::H2H1,
+            // Without TLS there is nothing to negotiate: prior knowledge.
+            (UpstreamProtocol::Http2, false) => ALPN::H2,
+        };
+        options.max_h2_streams = MAX_H2_STREAMS;
+        options.ca = upstream.tls.ca.as_deref().map(read_ca).transpose()?;
+        let server_name = upstream
+            .tls
+            .server_name
+            .clone()
+            .unwrap_or_else(|| endpoint.host.clone());
+        let mut hasher = std::hash::DefaultHasher::new();
+        upstream.protocol.hash(&mut hasher);
+        for certificate in options.ca.iter().flat_map(|ca| ca.iter()) {
+            certificate.to_der().unwrap_or_default().hash(&mut hasher);
+        }
+        Ok(Self {
+            tls: endpoint.tls,
+            server_name,
+            options,
+            group_key: hasher.finish(),
+            min_version: upstream.tls.min_version.unwrap_or(TlsVersion::V1_2),
+        })
+    }
+
+    /// The peer at one resolved address.
+    pub fn at(&self, address: SocketAddr) -> HttpPeer {
+        let mut peer = HttpPeer::new(address, self.tls, self.server_name.clone());
+        peer.options = self.options.clone();
+        peer.group_key = self.group_key;
+        peer
+    }
+
+    /// Is the connection's TLS new enough to send a credential over it?
+    pub fn check_tls(&self, digest: Option<&Digest>) -> bool {
+        if !self.tls {
+            return true;
+        }
+        let version = digest
+            .and_then(|digest| digest.ssl_digest.as_ref())
+            .map(|tls| tls.version.as_ref());
+        match version {
+            Some("TLSv1.3") => true,
+            Some("TLSv1.2") => self.min_version == TlsVersion::V1_2,
+            _ => false,
+        }
+    }
+}
+
+fn read_ca(path: &Path) -> Result<Arc<CaType>, PeerError> {
+    let pem = std::fs::read(path).map_err(|cause| PeerError::CaUnreadable {
+        path: path.to_owned(),
+        cause,
+    })?;
+    match X509::stack_from_pem(&pem) {
+        Ok(certificates) if !certificates.is_empty() => {
+            Ok(Arc::new(certificates.into_boxed_slice()))
+        }
+        _ => Err(PeerError::CaInvalid {
+            path: path.to_owned(),
+        }),
+    }
+}

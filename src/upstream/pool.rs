@@ -1,0 +1,344 @@
+//! One upstream as a request sees it: settings of one configuration joined with the running state
+//! that outlives it.
+//!
+//! [`Registry`] owns the state, keyed by ids; [`Pool`] is rebuilt on every reload and points into
+//! it. Everything a request would otherwise build anew (credential header, authority, peer
+//! options) is made here once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use http::{HeaderName, HeaderValue};
+use parking_lot::Mutex;
+
+use super::account::{AccountLease, InFlight, Rest};
+use super::balance::{self, AccountView, EndpointView, NoAccount};
+use super::endpoint::{EndpointLease, EndpointState};
+use super::health::Thresholds;
+use super::peer::{PeerError, PeerTemplate};
+use crate::config::settings::{AccountId, Endpoint, Upstream, UpstreamId};
+
+/// Failures of live connections that take an endpoint out when no active check says otherwise.
+const UNWATCHED_THRESHOLDS: Thresholds = Thresholds {
+    healthy_after: 1,
+    unhealthy_after: 3,
+};
+
+type AccountKey = (UpstreamId, AccountId);
+
+/// The state of all accounts and endpoints ever configured, by id.
+#[derive(Default)]
+pub struct Registry {
+    in_flight: Mutex<HashMap<(AccountKey, String), Arc<InFlight>>>,
+    rests: Mutex<HashMap<AccountKey, Arc<Rest>>>,
+    endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
+}
+
+impl Registry {
+    fn in_flight(&self, account: &AccountKey, model: &str) -> Arc<InFlight> {
+        self.in_flight
+            .lock()
+            .entry((account.clone(), model.to_owned()))
+            .or_default()
+            .clone()
+    }
+
+    fn rest(&self, account: &AccountKey, now: Instant) -> Arc<Rest> {
+        self.rests
+            .lock()
+            .entry(account.clone())
+            .or_insert_with(|| Arc::new(Rest::new(now)))
+            .clone()
+    }
+
+    fn endpoint(&self, upstream: &UpstreamId, url: &str, now: Instant) -> Arc<EndpointState> {
+        let key = (upstream.clone(), url.to_owned());
+        self.endpoints
+            .lock()
+            .entry(key)
+            .or_insert_with(|| Arc::new(EndpointState::new(now)))
+            .clone()
+    }
+}
+
+/// An upstream ready for use.
+pub struct Pool {
+    pub settings: Arc<Upstream>,
+    pub accounts: Vec<AccountSlot>,
+    pub endpoints: Vec<EndpointSlot>,
+    turn: AtomicUsize,
+}
+
+pub struct AccountSlot {
+    pub id: AccountId,
+    pub rest: Arc<Rest>,
+    /// Field and value that carry the credential; the value is marked sensitive.
+    pub credential: Option<(HeaderName, HeaderValue)>,
+}
+
+pub struct EndpointSlot {
+    pub settings: Endpoint,
+    pub state: Arc<EndpointState>,
+    pub template: PeerTemplate,
+    pub authority: HeaderValue,
+}
+
+/// An upstream's model with the places its accounts offer for it.
+pub struct Lane {
+    pub pool: Arc<Pool>,
+    /// The upstream's name for the model; empty for calls without one.
+    pub model: String,
+    places: Vec<Place>,
+}
+
+struct Place {
+    in_flight: Arc<InFlight>,
+    ceiling: Option<u32>,
+}
+
+/// Which accounts and endpoints one request has used up.
+#[derive(Debug, Clone, Default)]
+pub struct Tried {
+    pub accounts: Vec<usize>,
+    pub endpoints: Vec<usize>,
+}
+
+/// A chosen account and endpoint, both held until this is dropped.
+#[must_use]
+#[derive(Debug)]
+pub struct Chosen {
+    pub account: usize,
+    pub endpoint: usize,
+    _account_lease: AccountLease,
+    _endpoint_lease: EndpointLease,
+}
+
+/// Why nothing was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoChoice {
+    /// Every account is at its ceiling.
+    Full,
+    /// Every account or endpoint was tried.
+    Exhausted,
+}
+
+/// Why a pool could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error("upstream {upstream}: {cause}")]
+    Peer {
+        upstream: UpstreamId,
+        cause: PeerError,
+    },
+    #[error("upstream {upstream}: the credential of account {account} cannot stand in a header")]
+    Credential {
+        upstream: UpstreamId,
+        account: AccountId,
+    },
+    #[error("upstream {upstream}: \"{value}\" cannot stand in a header")]
+    Header { upstream: UpstreamId, value: String },
+}
+
+impl Pool {
+    /// Joins settings with state.
+    ///
+    /// # Errors
+    /// If a file named by the settings cannot be used, or a text cannot stand in a header.
+    pub fn new(
+        settings: Arc<Upstream>,
+        registry: &Registry,
+        now: Instant,
+    ) -> Result<Arc<Self>, PoolError> {
+        let mut accounts = Vec::with_capacity(settings.accounts.len());
+        for account in &settings.accounts {
+            let key = (settings.id.clone(), account.id.clone());
+            let credential = account
+                .api_key
+                .as_ref()
+                .map(|secret| credential(&settings, &account.id, secret.expose()));
+            accounts.push(AccountSlot {
+                id: account.id.clone(),
+                rest: registry.rest(&key, now),
+                credential: credential.transpose()?,
+            });
+        }
+        let mut endpoints = Vec::with_capacity(settings.endpoints.len());
+        for endpoint in &settings.endpoints {
+            let template =
+                PeerTemplate::new(&settings, endpoint).map_err(|cause| PoolError::Peer {
+                    upstream: settings.id.clone(),
+                    cause,
+                })?;
+            endpoints.push(EndpointSlot {
+                settings: endpoint.clone(),
+                state: registry.endpoint(&settings.id, &endpoint.url, now),
+                template,
+                authority: authority(&settings.id, endpoint)?,
+            });
+        }
+        Ok(Arc::new(Self {
+            settings,
+            accounts,
+            endpoints,
+            turn: AtomicUsize::new(0),
+        }))
+    }
+
+    /// The places for one of the upstream's models.
+    pub fn lane(self: &Arc<Self>, registry: &Registry, model: &str) -> Lane {
+        let places = self
+            .settings
+            .accounts
+            .iter()
+            .map(|account| Place {
+                in_flight: registry
+                    .in_flight(&(self.settings.id.clone(), account.id.clone()), model),
+                ceiling: account.max_concurrent.get(model).copied(),
+            })
+            .collect();
+        Lane {
+            pool: self.clone(),
+            model: model.to_owned(),
+            places,
+        }
+    }
+
+    pub fn thresholds(&self) -> Thresholds {
+        self.settings
+            .health
+            .as_ref()
+            .map_or(UNWATCHED_THRESHOLDS, |health| Thresholds {
+                healthy_after: health.healthy_after,
+                unhealthy_after: health.unhealthy_after,
+            })
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.settings.health.is_some()
+    }
+
+    /// Is there an endpoint that could be asked now?
+    pub fn is_ready(&self, now: Instant) -> bool {
+        self.endpoints.iter().any(|slot| {
+            slot.state.address_count() > 0 && slot.state.is_healthy(now, self.is_watched())
+        })
+    }
+}
+
+impl Lane {
+    /// Chooses and holds an account and an endpoint for one attempt.
+    ///
+    /// # Errors
+    /// If nothing is left to try, or every account is full.
+    pub fn choose(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
+        let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
+        let endpoint = self
+            .choose_endpoint(tried, now, turn)
+            .ok_or(NoChoice::Exhausted)?;
+        // Between looking and taking, another request may have taken the last place: look again.
+        for _ in 0..=self.places.len() {
+            let account = match balance::account(&self.account_views(tried, now), turn) {
+                Ok(account) => account,
+                Err(NoAccount::Full) => return Err(NoChoice::Full),
+                Err(NoAccount::Tried) => return Err(NoChoice::Exhausted),
+            };
+            let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
+            let Some(account_lease) = place.in_flight.acquire(place.ceiling) else {
+                continue;
+            };
+            let slot = self
+                .pool
+                .endpoints
+                .get(endpoint)
+                .ok_or(NoChoice::Exhausted)?;
+            return Ok(Chosen {
+                account,
+                endpoint,
+                _account_lease: account_lease,
+                _endpoint_lease: slot.state.lease(),
+            });
+        }
+        Err(NoChoice::Full)
+    }
+
+    /// Requests in flight per account, for status and metrics.
+    pub fn loads(&self) -> impl Iterator<Item = (&AccountId, u32, Option<u32>)> {
+        self.pool
+            .accounts
+            .iter()
+            .zip(&self.places)
+            .map(|(account, place)| (&account.id, place.in_flight.get(), place.ceiling))
+    }
+
+    fn account_views(&self, tried: &Tried, now: Instant) -> Vec<AccountView> {
+        self.pool
+            .accounts
+            .iter()
+            .zip(&self.places)
+            .enumerate()
+            .map(|(index, (account, place))| AccountView {
+                in_flight: place.in_flight.get(),
+                ceiling: place.ceiling,
+                resting: account.rest.is_resting(now),
+                tried: tried.accounts.contains(&index),
+            })
+            .collect()
+    }
+
+    fn choose_endpoint(&self, tried: &Tried, now: Instant, turn: usize) -> Option<usize> {
+        let watched = self.pool.is_watched();
+        let views: Vec<_> = self
+            .pool
+            .endpoints
+            .iter()
+            .enumerate()
+            .map(|(index, slot)| EndpointView {
+                in_flight: slot.state.in_flight(),
+                priority: slot.settings.priority,
+                weight: slot.settings.weight,
+                healthy: slot.state.is_healthy(now, watched),
+                tried: tried.endpoints.contains(&index),
+            })
+            .collect();
+        balance::endpoint(&views, turn)
+    }
+}
+
+fn credential(
+    upstream: &Upstream,
+    account: &AccountId,
+    secret: &str,
+) -> Result<(HeaderName, HeaderValue), PoolError> {
+    let bad = || PoolError::Credential {
+        upstream: upstream.id.clone(),
+        account: account.clone(),
+    };
+    let name = HeaderName::from_bytes(upstream.auth.header.as_bytes()).map_err(|_| bad())?;
+    let text = match upstream.auth.scheme.as_str() {
+        "" => secret.to_owned(),
+        scheme => format!("{scheme} {secret}"),
+    };
+    let mut value = HeaderValue::from_str(&text).map_err(|_| bad())?;
+    value.set_sensitive(true);
+    Ok((name, value))
+}
+
+fn authority(upstream: &UpstreamId, endpoint: &Endpoint) -> Result<HeaderValue, PoolError> {
+    let host = if endpoint.host.contains(':') {
+        format!("[{}]", endpoint.host)
+    } else {
+        endpoint.host.clone()
+    };
+    let default_port = if endpoint.tls { 443 } else { 80 };
+    let text = if endpoint.port == default_port {
+        host
+    } else {
+        format!("{host}:{}", endpoint.port)
+    };
+    HeaderValue::from_str(&text).map_err(|_| PoolError::Header {
+        upstream: upstream.clone(),
+        value: text,
+    })
+}

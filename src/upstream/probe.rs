@@ -1,0 +1,139 @@
+//! Asks endpoints how they are, in the background: the edge of [`super::health`].
+//!
+//! Hosted APIs are asked for their model list with the first account's credential, self-hosted
+//! engines for `/health`. An answer that speaks of the account (401, 402, 403, 429) shows that the
+//! endpoint is alive.
+
+use std::time::Instant;
+
+use http::Method;
+use log::{info, warn};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::Peer;
+use pingora::{Error, ErrorType, Result};
+
+use super::health::Transition;
+use super::pool::{EndpointSlot, Pool};
+use crate::config::settings::{Dialect, Health};
+
+/// Asks every endpoint of a pool once and records what it hears.
+pub async fn check(pool: &Pool, connector: &Connector) {
+    let Some(health) = &pool.settings.health else {
+        return;
+    };
+    for slot in &pool.endpoints {
+        let asked = tokio::time::timeout(health.timeout, ask(pool, slot, health, connector)).await;
+        let (good, heard) = match asked {
+            Ok(Ok(status)) => (is_alive(status), format!("status {status}")),
+            Ok(Err(cause)) => (false, cause.to_string()),
+            Err(_) => (false, "no answer in time".to_owned()),
+        };
+        record(pool, slot, good, &heard);
+    }
+}
+
+/// Records a result, of a check or of live traffic, and tells the log when it changes something.
+pub fn record(pool: &Pool, slot: &EndpointSlot, good: bool, heard: &str) {
+    let url = &slot.settings.url;
+    let upstream = &pool.settings.id;
+    match slot.state.record(Instant::now(), good, pool.thresholds()) {
+        Some(Transition::BecameHealthy) => {
+            info!("Endpoint is back. upstream={upstream} endpoint={url} heard=\"{heard}\"")
+        }
+        Some(Transition::BecameUnhealthy) => {
+            warn!("Endpoint is out. upstream={upstream} endpoint={url} heard=\"{heard}\"")
+        }
+        None => {}
+    }
+}
+
+fn is_alive(status: u16) -> bool {
+    matches!(status, 200..=299 | 401..=403 | 429)
+}
+
+async fn ask(
+    pool: &Pool,
+    slot: &EndpointSlot,
+    health: &Health,
+    connector: &Connector,
+) -> Result<u16> {
+    let address = slot.state.next_address();
+    let address = address
+        .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
+    let peer = slot.template.at(address);
+    let (mut session, _reused) = connector.get_http_session(&peer).await?;
+    if !slot.template.check_tls(session.digest()) {
+        return Error::e_explain(
+            ErrorType::TLSHandshakeFailure,
+            "the TLS version is older than allowed",
+        );
+    }
+    session.set_read_timeout(Some(health.timeout));
+    session
+        .write_request_header(Box::new(question(pool, slot, health)?))
+        .await?;
+    session.finish_request_body().await?;
+    session.read_response_header().await?;
+    let status = session
+        .response_header()
+        .map_or(0, |head| head.status.as_u16());
+    drain(&mut session).await?;
+    connector
+        .release_http_session(session, &peer, peer.idle_timeout())
+        .await;
+    Ok(status)
+}
+
+/// Self-hosted engines answer `/health` at the root of the host, beside the API's base path.
+fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<RequestHeader> {
+    let path = match pool.settings.dialect {
+        Dialect::DeepSeek => format!("{}{}", slot.settings.base_path, health.path),
+        Dialect::OpenAi => health.path.clone(),
+    };
+    let mut head = RequestHeader::build_no_case(Method::GET, path.as_bytes(), Some(4))?;
+    head.insert_header(http::header::HOST, &slot.authority)?;
+    head.insert_header(
+        http::header::USER_AGENT,
+        concat!("tidegate/", env!("CARGO_PKG_VERSION")),
+    )?;
+    let credential = pool
+        .accounts
+        .first()
+        .and_then(|account| account.credential.as_ref());
+    if let Some((name, value)) = credential.filter(|_| health.authenticated) {
+        head.insert_header(name, value)?;
+    }
+    Ok(head)
+}
+
+/// Reads the answer to its end, so that the connection can be used again; a long one is given up.
+async fn drain(session: &mut HttpSession) -> Result<()> {
+    let mut left = 1 << 20;
+    while let Some(piece) = session.read_response_body().await? {
+        left = i64::checked_sub(left, i64::try_from(piece.len()).unwrap_or(i64::MAX)).unwrap_or(0);
+        if left <= 0 {
+            return Error::e_explain(
+                ErrorType::ReadError,
+                "the answer to a health check is too long",
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_accounts_trouble_is_not_the_endpoints() {
+        for status in [200, 204, 401, 402, 403, 429] {
+            assert!(is_alive(status));
+        }
+        for status in [0, 301, 400, 404, 500, 503] {
+            assert!(!is_alive(status));
+        }
+    }
+}

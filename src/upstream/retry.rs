@@ -1,0 +1,114 @@
+//! May a failed attempt be tried again, and what must the next one avoid? Pure.
+//!
+//! Only failures before the client saw anything come here. Statuses and whose fault they are:
+//! DeepSeek's error_codes page. A request the upstream calls bad (400, 404, 413, 415, 422) is bad
+//! everywhere and is never repeated.
+
+use super::pool::{Chosen, Tried};
+
+/// What went wrong with an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection, or no TLS.
+    Connect,
+    /// The connection ended before an answer began.
+    Reset,
+    /// A pooled connection was dead when it was used; the upstream saw nothing.
+    StaleConnection,
+    /// Nothing came in time.
+    Timeout,
+    /// A whole answer with a status that is not a success.
+    Status(u16),
+    /// What came was not HTTP.
+    Garbage,
+}
+
+impl Failure {
+    /// The label in `tidegate_attempts_total`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect_failed",
+            Self::Reset => "reset",
+            Self::StaleConnection => "stale_connection",
+            Self::Timeout => "timeout",
+            Self::Garbage => "garbage",
+            Self::Status(401..=403) => "account_refused",
+            Self::Status(429) => "rate_limited",
+            Self::Status(500..) => "server_error",
+            Self::Status(_) => "client_error",
+        }
+    }
+
+    /// Does it speak against the endpoint's health?
+    pub fn blames_endpoint(self) -> bool {
+        matches!(self, Self::Connect)
+    }
+}
+
+/// What the next attempt should do differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Avoid {
+    Endpoint,
+    Account,
+    /// Whichever there is another one of.
+    Either,
+    /// Nothing: the same account and endpoint are fine.
+    Nothing,
+}
+
+/// May this failure be tried again, and avoiding what? `None` for never.
+pub fn next(failure: Failure) -> Option<Avoid> {
+    match failure {
+        Failure::Connect => Some(Avoid::Endpoint),
+        Failure::StaleConnection => Some(Avoid::Nothing),
+        Failure::Status(401..=403 | 429) => Some(Avoid::Account),
+        Failure::Reset | Failure::Status(500..=599) => Some(Avoid::Either),
+        Failure::Timeout | Failure::Garbage | Failure::Status(_) => None,
+    }
+}
+
+/// How much there is to choose from.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    pub accounts: usize,
+    pub endpoints: usize,
+    /// Addresses of the endpoint that was used.
+    pub addresses: usize,
+}
+
+/// Notes what the next attempt must leave out.
+pub fn set_aside(tried: &mut Tried, avoid: Avoid, chosen: &Chosen, choice: Choice) {
+    match avoid {
+        Avoid::Nothing => {}
+        Avoid::Account => tried.accounts.push(chosen.account),
+        // A name with several addresses is several places; the next attempt takes the next one.
+        Avoid::Endpoint if choice.endpoints == 1 && choice.addresses > 1 => {}
+        Avoid::Endpoint => tried.endpoints.push(chosen.endpoint),
+        Avoid::Either if choice.accounts > tried.accounts.len() + 1 => {
+            tried.accounts.push(chosen.account)
+        }
+        Avoid::Either => tried.endpoints.push(chosen.endpoint),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_request_is_never_repeated() {
+        for status in [400, 404, 405, 409, 413, 415, 422] {
+            assert_eq!(next(Failure::Status(status)), None);
+        }
+    }
+
+    #[test]
+    fn each_failure_avoids_what_caused_it() {
+        assert_eq!(next(Failure::Connect), Some(Avoid::Endpoint));
+        assert_eq!(next(Failure::Status(429)), Some(Avoid::Account));
+        assert_eq!(next(Failure::Status(402)), Some(Avoid::Account));
+        assert_eq!(next(Failure::Status(503)), Some(Avoid::Either));
+        assert_eq!(next(Failure::StaleConnection), Some(Avoid::Nothing));
+        assert_eq!(next(Failure::Timeout), None);
+    }
+}
