@@ -1,0 +1,190 @@
+//! The operators' listener: is it alive, is it ready, what does it count, how does it stand.
+//!
+//! Its own small HTTP/1.1 server, apart from the proxy, so that it still answers when the proxy is
+//! full or draining. `/healthz`, `/readyz` and `/metrics` are open; everything else needs the token.
+
+mod status;
+
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use log::{info, warn};
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use crate::config::secret::Secret;
+use crate::server::lifecycle::Readiness;
+use crate::snapshot::Current;
+use crate::telemetry::metrics::Metrics;
+
+/// Operators and scrapers are few.
+const MAX_CONNECTIONS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub struct AdminService {
+    socket: parking_lot::Mutex<Option<TcpListener>>,
+    desk: Arc<Desk>,
+}
+
+/// What answers need.
+struct Desk {
+    token: Option<Secret>,
+    current: Current,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+}
+
+impl AdminService {
+    pub fn new(
+        socket: TcpListener,
+        token: Option<Secret>,
+        current: Current,
+        metrics: Arc<Metrics>,
+        readiness: Arc<Readiness>,
+    ) -> Self {
+        let desk = Arc::new(Desk {
+            token,
+            current,
+            metrics,
+            readiness,
+        });
+        Self {
+            socket: parking_lot::Mutex::new(Some(socket)),
+            desk,
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for AdminService {
+    /// Goes on through a drain: load balancers ask `/readyz` until the very end.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let Some(socket) = self.socket.lock().take() else {
+            return;
+        };
+        let listener = match tokio::net::TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(cause) => {
+                warn!("Cannot serve the admin listener. cause=\"{cause}\"");
+                return;
+            }
+        };
+        if let Ok(address) = listener.local_addr() {
+            info!("Listening for operators. address={address}");
+        }
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
+            let Ok((socket, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let desk = self.desk.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let desk = desk.clone();
+                    async move { Ok::<_, Infallible>(desk.answer(&request)) }
+                });
+                let mut server = http1::Builder::new();
+                server
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT);
+                // A peer that breaks off is its own affair.
+                let _ = server.serve_connection(TokioIo::new(socket), service).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Desk {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET {
+            return text(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Only GET is answered here.\n",
+            );
+        }
+        match request.uri().path() {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.readiness.is_ready() => text(StatusCode::OK, "ready\n"),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            "/metrics" => self.metrics(),
+            _ if !self.may_ask(request) => {
+                let mut answer = text(
+                    StatusCode::UNAUTHORIZED,
+                    "Send \"Authorization: Bearer\" with the admin token.\n",
+                );
+                answer
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                answer
+            }
+            "/status" => json(status::report(
+                &self.current.load(),
+                self.readiness.is_ready(),
+                Instant::now(),
+            )),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "There is /healthz, /readyz, /metrics and /status.\n",
+            ),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        status::refresh(&self.metrics, &self.current.load(), Instant::now());
+        let mut answer = Response::new(Full::new(Bytes::from(self.metrics.text())));
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        answer
+    }
+
+    fn may_ask(&self, request: &Request<Incoming>) -> bool {
+        let Some(token) = &self.token else {
+            return false;
+        };
+        let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return false;
+        };
+        let shown = value
+            .as_bytes()
+            .strip_prefix(b"Bearer ")
+            .unwrap_or_default();
+        shown.ct_eq(token.expose().as_bytes()).into()
+    }
+}
+
+fn text(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::from_static(words.as_bytes())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    answer
+}
+
+fn json(value: serde_json::Value) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())));
+    answer.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    answer
+}

@@ -1,0 +1,240 @@
+//! One request's story, told as it happens: what came in, how far it got, what is being tried, what
+//! went back.
+//!
+//! Stages read what earlier ones left and write their own part; nothing here decides.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use crate::config::settings::{AccountId, UpstreamId};
+use crate::identity::tenant::Identity;
+use crate::relay::answer::AnswerScanner;
+use crate::relay::sse;
+use crate::relay::usage::Usage;
+use crate::request::body::Share;
+use crate::request::refusal::{Family, Refusal};
+use crate::request::surface::Surface;
+use crate::routing::route::Route;
+use crate::server::connection::ConnectionState;
+use crate::server::drain::RequestGuard;
+use crate::snapshot::Snapshot;
+use crate::upstream::pool::{AccountSlot, Chosen, Lane, Tried};
+
+/// Everything known of one request.
+pub struct Context {
+    pub snapshot: Arc<Snapshot>,
+    pub started: Instant,
+    pub request_id: HeaderValue,
+    pub family: Family,
+    pub connection: Option<Arc<ConnectionState>>,
+    _in_flight: RequestGuard,
+    pub stage: Stage,
+    pub attempts: Attempts,
+    pub answer: Answer,
+    /// Why the request was refused or failed, once it was.
+    pub refusal: Option<Refusal>,
+    pub client_gone: bool,
+}
+
+/// How far the request has come.
+pub enum Stage {
+    Received,
+    /// The path is known.
+    Entered(Surface),
+    /// The caller is known.
+    Identified(Surface, Identity),
+    /// It is known what serves it.
+    Routed(Box<Routed>),
+}
+
+/// A request on its way to an upstream.
+pub struct Routed {
+    pub surface: Surface,
+    pub identity: Identity,
+    /// `None` for calls that name no model.
+    pub route: Option<Arc<Route>>,
+    /// Where attempts may go, best first.
+    pub lanes: Vec<Arc<Lane>>,
+    pub body: Outbound,
+    pub stream: bool,
+    /// Usage was asked for by us alone: the extra chunk is taken out again.
+    pub strip_usage: bool,
+    /// When the body was there and our own work went on.
+    pub ready: Instant,
+}
+
+/// What goes upstream as the body.
+pub enum Outbound {
+    None,
+    /// Read whole, edited for `lane`; the share of the memory budget is held until the end.
+    Whole {
+        bytes: Bytes,
+        lane: usize,
+        _share: Share,
+    },
+    /// Streams through unread; `length` if the client announced one, at most `left` more bytes.
+    Through {
+        length: Option<u64>,
+        left: u64,
+    },
+}
+
+/// What was and is being tried.
+#[derive(Default)]
+pub struct Attempts {
+    pub made: u32,
+    pub tried: Tried,
+    /// Index into [`Routed::lanes`].
+    pub lane: usize,
+    pub current: Option<Attempt>,
+    /// The last failure may be followed by another attempt.
+    pub again: bool,
+    /// Where the last ended attempt went, for the record.
+    pub last: Option<Names>,
+}
+
+/// Where an attempt went, by name.
+pub struct Names {
+    pub upstream: UpstreamId,
+    pub account: AccountId,
+    pub endpoint: String,
+}
+
+/// The try that is under way.
+pub struct Attempt {
+    pub chosen: Chosen,
+    pub lane: Arc<Lane>,
+    pub began: Instant,
+    /// The request head went out: from here on a failure may have cost money.
+    pub sent: bool,
+}
+
+/// What comes back.
+#[derive(Default)]
+pub struct Answer {
+    /// Status sent to the client; 0 until then.
+    pub status: u16,
+    pub watch: Watch,
+    pub first_content: Option<Instant>,
+    pub last_piece: Option<Instant>,
+    pub gaps: Option<prometheus::Histogram>,
+    pub bytes: usize,
+    pub upstream_trace: Option<String>,
+    /// The proper end was seen and passed on.
+    pub complete: bool,
+    pub interrupted: bool,
+}
+
+/// Who looks at the answer's bytes.
+#[derive(Default)]
+pub enum Watch {
+    /// Nobody: files, balance.
+    #[default]
+    Nothing,
+    Stream(Box<sse::Scanner>),
+    Whole(Box<AnswerScanner>),
+    /// An upstream's error, gathered to be told in our words.
+    Error {
+        status: u16,
+        gathered: Vec<u8>,
+    },
+}
+
+impl Attempts {
+    /// Goes on to the next variant, with nothing tried there yet.
+    pub fn next_lane(&mut self) {
+        self.lane += 1;
+        self.tried = Tried::default();
+    }
+}
+
+impl Attempt {
+    pub fn account_slot(&self) -> Option<&AccountSlot> {
+        self.lane.pool.accounts.get(self.chosen.account)
+    }
+
+    pub fn names(&self) -> Names {
+        let endpoint = self.lane.pool.endpoints.get(self.chosen.endpoint);
+        Names {
+            upstream: self.lane.pool.settings.id.clone(),
+            account: self
+                .account_slot()
+                .map_or_else(|| AccountId::new(""), |account| account.id.clone()),
+            endpoint: endpoint
+                .map(|slot| slot.settings.url.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+impl Context {
+    /// The story begins.
+    pub fn new(snapshot: Arc<Snapshot>, started: Instant, in_flight: RequestGuard) -> Self {
+        Self {
+            snapshot,
+            started,
+            request_id: new_request_id(),
+            family: Family::default(),
+            connection: None,
+            _in_flight: in_flight,
+            stage: Stage::Received,
+            attempts: Attempts::default(),
+            answer: Answer::default(),
+            refusal: None,
+            client_gone: false,
+        }
+    }
+
+    pub fn surface(&self) -> Option<&Surface> {
+        match &self.stage {
+            Stage::Received => None,
+            Stage::Entered(surface) | Stage::Identified(surface, _) => Some(surface),
+            Stage::Routed(routed) => Some(&routed.surface),
+        }
+    }
+
+    pub fn identity(&self) -> Option<&Identity> {
+        match &self.stage {
+            Stage::Received | Stage::Entered(_) => None,
+            Stage::Identified(_, identity) => Some(identity),
+            Stage::Routed(routed) => Some(&routed.identity),
+        }
+    }
+
+    pub fn routed(&self) -> Option<&Routed> {
+        match &self.stage {
+            Stage::Routed(routed) => Some(routed),
+            _ => None,
+        }
+    }
+
+    /// The public model name, if it is one of the configuration's.
+    pub fn model(&self) -> Option<&str> {
+        self.routed()?
+            .route
+            .as_ref()
+            .map(|route| route.model.as_str())
+    }
+
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    pub fn usage(&self) -> Option<Usage> {
+        match &self.answer.watch {
+            Watch::Stream(scanner) => scanner.seen().usage,
+            Watch::Whole(scanner) => scanner.seen().usage,
+            Watch::Nothing | Watch::Error { .. } => None,
+        }
+    }
+}
+
+/// Time-ordered and unique; 32 hexadecimal digits.
+fn new_request_id() -> HeaderValue {
+    let mut buffer = uuid::Uuid::encode_buffer();
+    let text: &str = uuid::Uuid::now_v7().simple().encode_lower(&mut buffer);
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}

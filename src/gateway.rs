@@ -1,0 +1,197 @@
+//! The corridor: one request walks through it, hook by hook, in the order in which Pingora calls.
+//!
+//! Nothing is decided here. Each hook hands over to the stage that decides and carries out what it
+//! said; the thin edges of the stages that need Pingora's session stand in the files below.
+//!
+//! ```text
+//! early_request_filter   clocks of this connection
+//! request_filter         enter → identify → route            gateway/intake.rs
+//! upstream_peer          choose account and endpoint         gateway/attempt.rs
+//! connected_to_upstream  TLS version, before a byte is sent
+//! upstream_request_filter  the upstream's head, built anew
+//! request_body_filter    the body, whole or passing through
+//! upstream_response_filter  good, again elsewhere, or a no   gateway/attempt.rs
+//! response_filter        the tenant's head, built anew       gateway/answer.rs
+//! response_body_filter   every fragment watched, none held   gateway/answer.rs
+//! fail_to_proxy          an honest error                     gateway/answer.rs
+//! logging                settle and record                   gateway/record.rs
+//! ```
+
+mod answer;
+mod attempt;
+mod intake;
+mod record;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::HeaderMap;
+use log::debug;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+
+use crate::context::Context;
+use crate::request::body::BodyBudget;
+use crate::server::drain::InFlight;
+use crate::snapshot::Current;
+use crate::telemetry::metrics::Metrics;
+
+/// What all requests share.
+pub struct Gateway {
+    pub current: Current,
+    pub metrics: Arc<Metrics>,
+    pub in_flight: Arc<InFlight>,
+    pub bodies: Arc<BodyBudget>,
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context::new(
+            self.current.load_full(),
+            Instant::now(),
+            self.in_flight.enter(),
+        )
+    }
+
+    /// None of Pingora's modules are used; the default would cost a boxed one per request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+        self.begin(session, ctx);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        self.take_in(session, ctx).await
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Context,
+    ) -> Result<Box<HttpPeer>> {
+        self.choose(ctx)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        self.not_connected(ctx, error)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        digest: Option<&Digest>,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        self.check_connection(ctx, digest)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        head: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        self.build_request(session, head, ctx)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        self.put_body(body, ctx)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        self.judge_head(head, ctx)
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        self.build_answer(head, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
+        self.relay(body, end, ctx).map(|()| None)
+    }
+
+    /// Trailers are dropped: nothing of ours needs them, and they are one more way around a head.
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        _ctx: &mut Context,
+    ) -> Result<()> {
+        trailers.clear();
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
+        self.broken_off(session, ctx, error, reused)
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Context,
+    ) -> FailToProxy {
+        self.give_up(session, error, ctx).await
+    }
+
+    /// Every failure has its line in the access log; Pingora's own would be a second one.
+    fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
+        debug!(
+            "Request failed. request_id={} cause=\"{error}\"",
+            ctx.request_id()
+        );
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+        self.record(session, error, ctx);
+    }
+}

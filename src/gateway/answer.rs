@@ -1,0 +1,298 @@
+//! What goes back: the head built anew, each fragment watched on its way, and an honest word when
+//! the answer does not come to its proper end.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header;
+use pingora::http::ResponseHeader;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, Session};
+
+use super::Gateway;
+use crate::context::{Context, Routed, Watch};
+use crate::relay::answer::AnswerScanner;
+use crate::relay::event::Shape;
+use crate::relay::sse::Scanner;
+use crate::request::forward;
+use crate::request::refusal::{Code, Refusal};
+use crate::request::surface::Surface;
+
+/// An upstream's error body is read up to here; more is no error message.
+const ERROR_BODY_LIMIT: usize = 64 * 1024;
+
+impl Gateway {
+    /// The head for the tenant, and who is to watch the body.
+    pub(super) fn build_answer(&self, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+        if head.status.is_informational() {
+            return Ok(());
+        }
+        ctx.answer.status = head.status.as_u16();
+        ctx.refusal = None;
+        ctx.answer.watch = watch(head, ctx.routed());
+        ctx.answer.gaps = match &ctx.answer.watch {
+            Watch::Stream(_) => Some(self.metrics.gaps(ctx.model().unwrap_or_default())),
+            _ => None,
+        };
+        let keep_length = matches!(ctx.answer.watch, Watch::Nothing | Watch::Whole(_));
+        let mut answer = forward::answer_head(head, ctx.family, &ctx.request_id, keep_length)?;
+        if matches!(ctx.answer.watch, Watch::Error { .. }) {
+            answer.insert_header(header::CONTENT_TYPE, "application/json")?;
+            answer.insert_header(forward::SHOULD_RETRY, "false")?;
+        }
+        *head = answer;
+        Ok(())
+    }
+
+    /// Watches one fragment. What could go out goes out: the scanner hands back the same bytes but
+    /// for an event of ours that it takes out.
+    pub(super) fn relay(
+        &self,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let now = Instant::now();
+        check_clocks(ctx, now)?;
+        let piece = body.take().unwrap_or_default();
+        ctx.answer.bytes += piece.len();
+        if let (Some(gaps), false) = (&ctx.answer.gaps, piece.is_empty()) {
+            if let Some(last) = ctx.answer.last_piece.replace(now) {
+                gaps.observe(now.saturating_duration_since(last).as_secs_f64());
+            }
+        }
+        let out = match &mut ctx.answer.watch {
+            Watch::Nothing => piece,
+            Watch::Whole(scanner) => {
+                scanner.feed(&piece);
+                piece
+            }
+            Watch::Stream(scanner) => {
+                let out = scanner.feed(piece);
+                if ctx.answer.first_content.is_none() && scanner.seen().first_content {
+                    ctx.answer.first_content = Some(now);
+                }
+                out
+            }
+            Watch::Error { gathered, .. } => {
+                let room = ERROR_BODY_LIMIT
+                    .saturating_sub(gathered.len())
+                    .min(piece.len());
+                gathered.extend_from_slice(piece.get(..room).unwrap_or_default());
+                Bytes::new()
+            }
+        };
+        let out = if end { self.finish(out, ctx)? } else { out };
+        *body = Some(out);
+        Ok(())
+    }
+
+    /// The upstream says that this was all. Was it?
+    fn finish(&self, out: Bytes, ctx: &mut Context) -> Result<Bytes> {
+        let (out, proper) = match &mut ctx.answer.watch {
+            Watch::Nothing => (out, true),
+            Watch::Error { status, gathered } => {
+                let refusal = upstream_error(*status, gathered);
+                let body = Bytes::from(
+                    refusal.body(ctx.family, ctx.request_id.to_str().unwrap_or_default()),
+                );
+                ctx.refusal = Some(refusal);
+                (body, true)
+            }
+            Watch::Whole(scanner) => {
+                if !scanner.seen().complete {
+                    return Error::e_explain(
+                        ErrorType::ConnectionClosed,
+                        "the answer ended in the middle of its JSON",
+                    )
+                    .map_err(Error::into_up);
+                }
+                (out, true)
+            }
+            Watch::Stream(scanner) => {
+                let out = join(out, scanner.finish());
+                (out, scanner.seen().ended)
+            }
+        };
+        if proper {
+            ctx.answer.complete = true;
+            self.end_attempt(ctx, "ok");
+            return Ok(out);
+        }
+        self.end_attempt(ctx, "cut");
+        let told = ctx.tell_interruption();
+        Ok(join(out, told))
+    }
+
+    /// The last word on a request that failed: a refusal if nothing was sent yet, the truth inside
+    /// the stream if something was.
+    pub(super) async fn give_up(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Context,
+    ) -> FailToProxy {
+        self.end_attempt(ctx, "failed");
+        let gone = FailToProxy {
+            error_code: 0,
+            can_reuse_downstream: false,
+        };
+        if *error.esource() == ErrorSource::Downstream {
+            ctx.client_gone = true;
+            return gone;
+        }
+        let begun = session
+            .response_written()
+            .is_some_and(|head| !head.status.is_informational());
+        if begun {
+            if let Some(event) = ctx.tell_interruption() {
+                // Best effort; the connection is closed without a proper end either way.
+                let _ = session.write_response_body(Some(event), false).await;
+            }
+            return gone;
+        }
+        let refusal = ctx.refusal.take().unwrap_or_else(|| {
+            Refusal::new(Code::Internal, "The gateway failed to handle this request.")
+                .detail(error.to_string())
+        });
+        let close = refusal.close;
+        let status = refusal.status().as_u16();
+        match self.refuse(session, ctx, refusal).await {
+            Ok(()) => FailToProxy {
+                error_code: status,
+                can_reuse_downstream: !close,
+            },
+            Err(_) => gone,
+        }
+    }
+}
+
+impl Context {
+    /// Marks the answer as interrupted; the event that says so, if this is a stream to which
+    /// nobody has said it yet.
+    fn tell_interruption(&mut self) -> Option<Bytes> {
+        self.answer.interrupted = true;
+        let Watch::Stream(scanner) = &mut self.answer.watch else {
+            return None;
+        };
+        let held = scanner.finish();
+        if scanner.seen().error.is_some() {
+            return held;
+        }
+        let refusal = Refusal::new(
+            Code::StreamInterrupted,
+            "The answer broke off; what came before this is incomplete.",
+        );
+        // An event that was cut in the middle must not swallow ours.
+        let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
+        let detail = self.refusal.take().and_then(|earlier| earlier.detail);
+        self.refusal = Some(Refusal { detail, ..refusal });
+        Some(join(held.unwrap_or_default(), Some(Bytes::from(event))))
+    }
+}
+
+/// Deadlines that only show when something arrives; keep-alives see to it that something does.
+/// Silence is bounded by the connection's read timeout.
+fn check_clocks(ctx: &Context, now: Instant) -> Result<()> {
+    let Some(attempt) = &ctx.attempts.current else {
+        return Ok(());
+    };
+    let timeouts = &attempt.lane.pool.settings.timeouts;
+    let spent = now.saturating_duration_since(attempt.began);
+    let waiting =
+        matches!(ctx.answer.watch, Watch::Stream(_)) && ctx.answer.first_content.is_none();
+    let late = match (waiting, spent) {
+        (_, spent) if spent > timeouts.total => "the whole answer took too long",
+        (true, spent) if spent > timeouts.first_content => "the first content took too long",
+        _ => return Ok(()),
+    };
+    Error::e_explain(ErrorType::ReadTimedout, late).map_err(Error::into_up)
+}
+
+fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
+    if !head.status.is_success() {
+        return Watch::Error {
+            status: head.status.as_u16(),
+            gathered: Vec::new(),
+        };
+    }
+    let Some((routed, shape)) = routed.and_then(|routed| Some((routed, shape(&routed.surface)?)))
+    else {
+        return Watch::Nothing;
+    };
+    let kind = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    if kind.starts_with("text/event-stream") {
+        Watch::Stream(Box::new(Scanner::new(shape, routed.strip_usage)))
+    } else {
+        Watch::Whole(Box::new(AnswerScanner::new(shape)))
+    }
+}
+
+fn shape(surface: &Surface) -> Option<Shape> {
+    match surface {
+        Surface::Chat { .. } => Some(Shape::Chat),
+        Surface::Completions { .. } | Surface::Embeddings => Some(Shape::Completions),
+        Surface::Messages => Some(Shape::Messages),
+        Surface::Responses => Some(Shape::Responses),
+        Surface::Files(_) | Surface::Models { .. } | Surface::Balance => None,
+    }
+}
+
+/// An upstream's "your request is bad", in our error object: its message helps the tenant, the
+/// rest of what it wrote does not concern them.
+fn upstream_error(status: u16, body: &[u8]) -> Refusal {
+    let told: Option<String> = serde_json::from_slice::<serde_json::Value>(body)
+        .ok()
+        .and_then(|value| {
+            let message = value
+                .pointer("/error/message")
+                .or_else(|| value.get("message"))?;
+            message
+                .as_str()
+                .map(|text| text.chars().take(2_000).collect())
+        });
+    let code = match status {
+        404 => Code::NotFound,
+        405 => Code::MethodNotAllowed,
+        413 => Code::BodyTooLarge,
+        415 => Code::UnsupportedEncoding,
+        _ => Code::InvalidRequest,
+    };
+    let message =
+        told.unwrap_or_else(|| format!("The upstream refused the request with status {status}."));
+    Refusal::new(code, message).detail(format!("upstream status {status}"))
+}
+
+fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
+    match second {
+        None => first,
+        Some(second) if first.is_empty() => second,
+        Some(second) => [first, second].concat().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstreams_message_is_kept_and_its_other_fields_are_not() {
+        let refusal = upstream_error(
+            400,
+            br#"{"error":{"message":"max_tokens is too large","type":"x","trace":"secret"}}"#,
+        );
+        assert_eq!(refusal.message, "max_tokens is too large");
+        assert_eq!(refusal.code, Code::InvalidRequest);
+        let refusal = upstream_error(422, b"<html>");
+        assert!(refusal.message.contains("422"));
+        let refusal = upstream_error(
+            400,
+            br#"{"code":20012,"message":"Model does not exist","data":null}"#,
+        );
+        assert_eq!(refusal.message, "Model does not exist");
+    }
+}

@@ -1,0 +1,398 @@
+//! From a request head to a known caller, a known route and a body ready to go: enter, identify,
+//! route. Or to an answer of our own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{StatusCode, Version};
+use pingora::{Error, Result};
+use pingora_proxy::Session;
+
+use super::Gateway;
+use crate::config::settings::Tenant;
+use crate::context::{Context, Outbound, Routed, Stage};
+use crate::identity::{credential, tenant};
+use crate::request::body::{self, BodyError, BodyLimits};
+use crate::request::edit::Edits;
+use crate::request::forward;
+use crate::request::head::{self, Framing, Head};
+use crate::request::refusal::{Code, Refusal};
+use crate::request::scan::{self, Fields};
+use crate::request::surface::{self, FileCall, Surface};
+use crate::routing::route::{self, Route};
+use crate::server::connection::ConnectionState;
+use crate::upstream::pool::Lane;
+
+/// Bodies of refused requests up to this size are read, so that the connection can go on.
+const DRAIN_LIMIT: u64 = 64 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// What becomes of a request that was taken in.
+enum Passage {
+    /// It goes upstream.
+    Forward,
+    /// This is the answer.
+    Answer(String),
+}
+
+/// Why it was not taken in.
+enum Stop {
+    Refused(Refusal),
+    Gone(Box<Error>),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Gateway {
+    /// Sets the clocks that Pingora leaves open.
+    pub(super) fn begin(&self, session: &mut Session, ctx: &mut Context) {
+        let limits = &ctx.snapshot.settings.server.limits;
+        let multiplexed = session.req_header().version == Version::HTTP_2;
+        ctx.connection = ConnectionState::of(session.digest()).cloned();
+        if let Some(connection) = &ctx.connection {
+            connection.begin_request(multiplexed);
+        }
+        if session.get_keepalive().is_some() {
+            // Pingora sets "for ever" whenever it reads a head; 0 would mean the same.
+            let seconds = limits.idle_timeout.as_secs().max(1);
+            session.set_keepalive((!self.in_flight.is_draining()).then_some(seconds));
+        }
+        session.set_read_timeout(Some(limits.body_timeout));
+        session.set_write_timeout(Some(limits.write_timeout));
+    }
+
+    pub(super) async fn take_in(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        match self.receive(session, ctx).await {
+            Ok(Passage::Forward) => Ok(false),
+            Ok(Passage::Answer(body)) => {
+                ctx.answer.status = StatusCode::OK.as_u16();
+                ctx.answer.complete = true;
+                let head =
+                    forward::own_head(StatusCode::OK, ctx.family, &ctx.request_id, body.len())?;
+                session.write_response_header(Box::new(head), false).await?;
+                session
+                    .write_response_body(Some(Bytes::from(body)), true)
+                    .await?;
+                Ok(true)
+            }
+            Err(Stop::Refused(refusal)) => {
+                self.refuse(session, ctx, refusal).await?;
+                Ok(true)
+            }
+            Err(Stop::Gone(error)) => {
+                ctx.client_gone = true;
+                Err(error.into_down())
+            }
+        }
+    }
+
+    async fn receive(&self, session: &mut Session, ctx: &mut Context) -> Result<Passage, Stop> {
+        let framing = self.enter(session, ctx)?;
+        self.identify(session, ctx)?;
+        let Stage::Identified(surface, identity) =
+            std::mem::replace(&mut ctx.stage, Stage::Received)
+        else {
+            return Err(Refusal::new(Code::Internal, "The request lost its way.").into());
+        };
+        // What follows may refuse; the log should still say who asked for what.
+        ctx.stage = Stage::Identified(surface.clone(), identity.clone());
+        let who = identity.tenant.clone();
+        if let Surface::Models { id } = &surface {
+            let names = ctx.snapshot.routes.allowed(&who);
+            return Ok(Passage::Answer(route::model_list(
+                &names,
+                id.as_deref(),
+                ctx.family,
+            )?));
+        }
+        let routed = if surface.routes_by_model() {
+            self.route_by_model(session, ctx, framing, &surface, identity)
+                .await?
+        } else {
+            let lane = by_permission(ctx, &who, &surface)?;
+            let body = passing_through(session, ctx, &surface, framing)?;
+            Routed {
+                surface,
+                identity,
+                route: None,
+                lanes: vec![lane],
+                body,
+                stream: false,
+                strip_usage: false,
+                ready: Instant::now(),
+            }
+        };
+        ctx.stage = Stage::Routed(Box::new(routed));
+        Ok(Passage::Forward)
+    }
+
+    /// Is the head clean, and does the path exist?
+    fn enter(&self, session: &Session, ctx: &mut Context) -> Result<Framing, Refusal> {
+        let request = session.req_header();
+        let target = request.raw_path();
+        ctx.family = surface::family(
+            target
+                .split(|byte| *byte == b'?')
+                .next()
+                .unwrap_or_default(),
+        );
+        let raw = session
+            .as_http1()
+            .map(|http1| http1.get_headers_raw_bytes());
+        let head = Head {
+            method: &request.method,
+            version: request.version,
+            target,
+            headers: &request.headers,
+            raw: raw.as_deref(),
+        };
+        let framing = head::check(&head, ctx.snapshot.head_limits)?;
+        let entry = surface::classify(&request.method, target)?;
+        self.metrics
+            .requests_in_flight
+            .with_label_values(&[entry.surface.name()])
+            .inc();
+        ctx.stage = Stage::Entered(entry.surface);
+        Ok(framing)
+    }
+
+    fn identify(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
+        let began = Instant::now();
+        let presented =
+            credential::extract(&session.req_header().headers).inspect_err(|refusal| {
+                self.metrics
+                    .authentication_failures
+                    .with_label_values(&[refusal.code.as_str()])
+                    .inc();
+            })?;
+        let identity = ctx
+            .snapshot
+            .directory
+            .identify(presented)
+            .map_err(|reason| {
+                self.metrics
+                    .authentication_failures
+                    .with_label_values(&[reason.as_str()])
+                    .inc();
+                tenant::refuse().detail(reason.as_str())
+            })?;
+        if let Stage::Entered(surface) = std::mem::replace(&mut ctx.stage, Stage::Received) {
+            ctx.stage = Stage::Identified(surface, identity);
+        }
+        self.metrics.own_work("identify", began.elapsed());
+        Ok(())
+    }
+
+    /// Reads the body, finds the route in it and fits it to the first upstream.
+    async fn route_by_model(
+        &self,
+        session: &mut Session,
+        ctx: &Context,
+        framing: Framing,
+        surface: &Surface,
+        identity: tenant::Identity,
+    ) -> Result<Routed, Stop> {
+        let limits = &ctx.snapshot.settings.server.limits;
+        let limits = BodyLimits {
+            max: limits.max_request_body,
+            timeout: limits.body_timeout,
+        };
+        let mut body = body::read(session, framing, limits, &self.bodies)
+            .await
+            .map_err(|error| match error {
+                BodyError::Refused(refusal) => Stop::Refused(refusal),
+                BodyError::Gone(error) => Stop::Gone(error),
+            })?;
+        let ready = Instant::now();
+        let fields = scan::scan(&body.bytes)
+            .map_err(|cause| Refusal::new(Code::InvalidBody, cause.to_string()))?;
+        let model = fields.model.as_ref().ok_or_else(|| {
+            Refusal::new(
+                Code::InvalidBody,
+                "The body names no model. Set \"model\" to one that GET /v1/models lists.",
+            )
+            .about("model")
+        })?;
+        let route = ctx
+            .snapshot
+            .routes
+            .find(&identity.tenant, &model.value, surface)?;
+        let lanes: Vec<_> = route
+            .lanes
+            .iter()
+            .filter(|lane| route::serves(lane, surface))
+            .cloned()
+            .collect();
+        let stream = fields.stream == Some(true);
+        let asked = fields
+            .stream_options
+            .as_ref()
+            .and_then(|options| options.include_usage)
+            == Some(true);
+        let dialect = lanes.first().map(|lane| lane.pool.settings.dialect);
+        let strip_usage = stream
+            && !asked
+            && dialect.is_some_and(|dialect| route::asks_for_usage(surface, dialect));
+        let edits = edits(
+            &fields,
+            &route,
+            lanes.first().map(|lane| &**lane),
+            strip_usage,
+        );
+        edits.apply(&mut body.bytes);
+        self.metrics.own_work("route", ready.elapsed());
+        Ok(Routed {
+            surface: surface.clone(),
+            identity,
+            route: Some(route),
+            lanes,
+            body: Outbound::Whole {
+                bytes: Bytes::from(body.bytes),
+                lane: 0,
+                _share: body.share,
+            },
+            stream,
+            strip_usage,
+            ready,
+        })
+    }
+
+    /// Says no in the caller's dialect and leaves the connection clean, or closes it.
+    pub(super) async fn refuse(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+        refusal: Refusal,
+    ) -> Result<()> {
+        let unread = !session.is_body_done();
+        if refusal.close || (unread && !drain(session).await) {
+            session.set_keepalive(None);
+            if let Some(connection) = &ctx.connection {
+                connection.linger();
+            }
+        }
+        let body = refusal.body(ctx.family, ctx.request_id());
+        let head = forward::refusal_head(&refusal, ctx.family, &ctx.request_id, body.len())?;
+        ctx.answer.status = refusal.status().as_u16();
+        ctx.refusal = Some(refusal);
+        session.write_response_header(Box::new(head), false).await?;
+        session
+            .write_response_body(Some(Bytes::from(body)), true)
+            .await
+    }
+}
+
+/// What changes in a body for an upstream: the model's name there, what the public name fixes, and
+/// the request for usage.
+fn edits(fields: &Fields<'_>, route: &Route, lane: Option<&Lane>, ask_for_usage: bool) -> Edits {
+    let mut edits = Edits::new();
+    for (key, value) in &route.set {
+        edits.set(fields, key, value);
+    }
+    if let Some(lane) = lane {
+        edits.replace_model(fields, &lane.model);
+    }
+    if ask_for_usage {
+        edits.ask_for_usage(fields);
+    }
+    edits
+}
+
+/// Fits a body that was edited for another lane to this one: only the model's name differs.
+pub(super) fn refit(bytes: &Bytes, lane: &Lane) -> Bytes {
+    let mut body = bytes.to_vec();
+    let Ok(fields) = scan::scan(bytes) else {
+        return bytes.clone();
+    };
+    let mut edits = Edits::new();
+    edits.replace_model(&fields, &lane.model);
+    edits.apply(&mut body);
+    Bytes::from(body)
+}
+
+/// Calls without a model: may this tenant make them, and what serves them?
+fn by_permission(ctx: &Context, tenant: &Tenant, surface: &Surface) -> Result<Arc<Lane>, Refusal> {
+    let (allowed, lane) = match surface {
+        Surface::Files(_) => (tenant.files, &ctx.snapshot.files),
+        _ => (tenant.balance, &ctx.snapshot.balance),
+    };
+    if !allowed {
+        return Err(Refusal::new(
+            Code::NotAllowed,
+            format!("Your key may not use this path ({}).", surface.name()),
+        ));
+    }
+    lane.clone().ok_or_else(|| {
+        Refusal::new(
+            Code::UnknownPath,
+            format!(
+                "No upstream of this gateway offers this path ({}).",
+                surface.name()
+            ),
+        )
+    })
+}
+
+/// A body that nobody needs to read.
+fn passing_through(
+    session: &mut Session,
+    ctx: &Context,
+    surface: &Surface,
+    framing: Framing,
+) -> Result<Outbound, Refusal> {
+    if !matches!(surface, Surface::Files(FileCall::Upload)) {
+        return match framing {
+            Framing::Length(_) => Err(Refusal::new(Code::BadRequest, "This call takes no body.")),
+            Framing::Open if !session.is_body_done() => Err(Refusal::closing(
+                Code::BadRequest,
+                "This call takes no body.",
+            )),
+            Framing::Open | Framing::None => Ok(Outbound::None),
+        };
+    }
+    let max = ctx.snapshot.settings.server.limits.max_file_upload;
+    match framing {
+        Framing::Length(length) if length > max => Err(Refusal::closing(
+            Code::BodyTooLarge,
+            format!("A file upload may have {max} bytes at most."),
+        )),
+        Framing::Length(length) => Ok(Outbound::Through {
+            length: Some(length),
+            left: max,
+        }),
+        Framing::Open => Ok(Outbound::Through {
+            length: None,
+            left: max,
+        }),
+        Framing::None => Err(Refusal::new(
+            Code::InvalidBody,
+            "A file upload needs a body.",
+        )),
+    }
+}
+
+/// Reads the rest of a small body; false if it is not small or does not come.
+async fn drain(session: &mut Session) -> bool {
+    let length = session
+        .req_header()
+        .headers
+        .get(http::header::CONTENT_LENGTH);
+    let length = length
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<u64>().ok());
+    if length.is_none_or(|length| length > DRAIN_LIMIT)
+        || session
+            .req_header()
+            .headers
+            .contains_key(http::header::EXPECT)
+    {
+        return false;
+    }
+    let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
+    tokio::time::timeout(DRAIN_TIME, rest).await.is_ok() && session.is_body_done()
+}

@@ -1,0 +1,223 @@
+//! The end of a request: usage settled, metrics counted, one line written. Runs once for every
+//! request, however it ended.
+
+use std::time::Instant;
+
+use pingora::{Error, ErrorSource};
+use pingora_proxy::Session;
+
+use super::Gateway;
+use super::attempt::protocol;
+use crate::context::{Context, Watch};
+use crate::relay::usage::Usage;
+use crate::telemetry::access_log::{Ending, Line, TARGET, millis};
+
+impl Gateway {
+    pub(super) fn record(&self, session: &Session, error: Option<&Error>, ctx: &mut Context) {
+        let now = Instant::now();
+        if error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) {
+            ctx.client_gone = true;
+        }
+        self.end_attempt(
+            ctx,
+            if ctx.answer.complete {
+                "ok"
+            } else {
+                "client_gone"
+            },
+        );
+        let ending = ending(ctx);
+        if let Some(connection) = &ctx.connection {
+            connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
+        }
+        self.count(ctx, ending, now);
+        if ctx.snapshot.settings.logging.access {
+            self.line(session, ctx, ending, now);
+        }
+    }
+
+    fn count(&self, ctx: &Context, ending: Ending, now: Instant) {
+        let metrics = &self.metrics;
+        let surface = ctx.surface().map_or("none", |surface| surface.name());
+        let model = ctx.model().unwrap_or_default();
+        let tenant = ctx
+            .identity()
+            .map_or("", |identity| identity.tenant.id.as_str());
+        let upstream = ctx
+            .attempts
+            .last
+            .as_ref()
+            .map_or("", |names| names.upstream.as_str());
+        let mut buffer = [0u8; 3];
+        metrics
+            .requests
+            .with_label_values(&[
+                tenant,
+                model,
+                surface,
+                status_text(ctx.answer.status, &mut buffer),
+            ])
+            .inc();
+        if ctx.surface().is_some() {
+            metrics
+                .requests_in_flight
+                .with_label_values(&[surface])
+                .dec();
+        }
+        let duration = now.saturating_duration_since(ctx.started).as_secs_f64();
+        metrics
+            .request_duration
+            .with_label_values(&[surface, model])
+            .observe(duration);
+        if let Some(refusal) = &ctx.refusal {
+            metrics
+                .refusals
+                .with_label_values(&[surface, refusal.code.as_str()])
+                .inc();
+        }
+        match ending {
+            Ending::ClientGone => metrics
+                .client_disconnects
+                .with_label_values(&[surface])
+                .inc(),
+            Ending::Interrupted => metrics
+                .streams_interrupted
+                .with_label_values(&[upstream, "cut"])
+                .inc(),
+            Ending::Complete | Ending::Refused => {}
+        }
+        if let Some(first) = ctx.answer.first_content {
+            let waited = first.saturating_duration_since(ctx.started).as_secs_f64();
+            metrics
+                .time_to_first_token
+                .with_label_values(&[model, upstream])
+                .observe(waited);
+        }
+        match (ctx.usage(), &ctx.answer.watch) {
+            (Some(usage), _) => self.count_tokens(tenant, model, usage),
+            (None, Watch::Stream(_) | Watch::Whole(_)) => {
+                metrics.usage_missing.with_label_values(&[upstream]).inc()
+            }
+            (None, Watch::Nothing | Watch::Error { .. }) => {}
+        }
+    }
+
+    fn count_tokens(&self, tenant: &str, model: &str, usage: Usage) {
+        let kinds = [
+            ("prompt", usage.prompt),
+            ("cached", usage.cached),
+            ("completion", usage.completion),
+            ("reasoning", usage.reasoning),
+        ];
+        for (kind, count) in kinds {
+            self.metrics
+                .tokens
+                .with_label_values(&[tenant, model, kind])
+                .inc_by(count);
+        }
+    }
+
+    fn line(&self, session: &Session, ctx: &Context, ending: Ending, now: Instant) {
+        if !log::log_enabled!(target: TARGET, log::Level::Info) {
+            return;
+        }
+        let request = session.req_header();
+        let identity = ctx.identity();
+        let last = ctx.attempts.last.as_ref();
+        let since_start = |at: Instant| millis(at.saturating_duration_since(ctx.started));
+        let line = Line {
+            ts: jiff::Timestamp::now().to_string(),
+            level: "info",
+            target: TARGET,
+            request_id: ctx.request_id(),
+            client: ctx
+                .connection
+                .as_ref()
+                .map(|connection| connection.peer.ip()),
+            tenant: identity.map(|identity| identity.tenant.id.as_str()),
+            credential: identity.map(|identity| &*identity.credential_id),
+            method: known_method(&request.method),
+            surface: ctx.surface().map_or("none", |surface| surface.name()),
+            model: ctx.model(),
+            upstream: last.map(|names| names.upstream.as_str()),
+            account: last.map(|names| names.account.as_str()),
+            endpoint: last.map(|names| names.endpoint.as_str()),
+            status: ctx.answer.status,
+            ending,
+            code: ctx.refusal.as_ref().map(|refusal| refusal.code.as_str()),
+            detail: ctx
+                .refusal
+                .as_ref()
+                .and_then(|refusal| refusal.detail.as_deref()),
+            attempts: ctx.attempts.made,
+            stream: ctx.routed().is_some_and(|routed| routed.stream),
+            duration_ms: since_start(now),
+            time_to_first_token_ms: ctx.answer.first_content.map(since_start),
+            request_bytes: session.body_bytes_read(),
+            response_bytes: session.body_bytes_sent(),
+            prompt_tokens: None,
+            cached_tokens: None,
+            completion_tokens: None,
+            reasoning_tokens: None,
+            finish_reason: finish_reason(ctx),
+            upstream_trace: ctx.answer.upstream_trace.as_deref(),
+            protocol: protocol(request.version),
+        };
+        line.with_usage(ctx.usage()).write();
+    }
+}
+
+fn ending(ctx: &Context) -> Ending {
+    if ctx.answer.interrupted {
+        Ending::Interrupted
+    } else if ctx.refusal.is_some() {
+        Ending::Refused
+    } else if ctx.answer.complete && !ctx.client_gone {
+        Ending::Complete
+    } else {
+        Ending::ClientGone
+    }
+}
+
+fn finish_reason(ctx: &Context) -> Option<&'static str> {
+    let reason = match &ctx.answer.watch {
+        Watch::Stream(scanner) => scanner.seen().finish_reason,
+        Watch::Whole(scanner) => scanner.seen().finish_reason,
+        Watch::Nothing | Watch::Error { .. } => None,
+    };
+    reason.map(|reason| reason.as_str())
+}
+
+/// The status as a label, without an allocation.
+fn status_text(status: u16, buffer: &mut [u8; 3]) -> &str {
+    let [hundreds, tens, ones] = buffer;
+    let digit = |number: u16| b'0' + u8::try_from(number % 10).unwrap_or(0);
+    (*hundreds, *tens, *ones) = (digit(status / 100), digit(status / 10), digit(status));
+    std::str::from_utf8(buffer).unwrap_or("000")
+}
+
+/// A method as a bounded text: what a client made up is not written down.
+fn known_method(method: &http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "DELETE" => "DELETE",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_becomes_three_digits() {
+        let mut buffer = [0; 3];
+        assert_eq!(status_text(0, &mut buffer), "000");
+        assert_eq!(status_text(429, &mut buffer), "429");
+    }
+}

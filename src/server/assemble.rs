@@ -1,0 +1,272 @@
+//! Settings become a running gateway: sockets bound, services joined, Pingora started.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use log::{info, warn};
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
+use pingora_proxy::HttpProxy;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::Notify;
+
+use super::accept::{AcceptLimits, Admittance, ListenerService};
+use super::drain::InFlight;
+use super::lifecycle::{LastOneOut, Readiness, StopSignal};
+use super::reload::Reloader;
+use super::tls::{Acceptor, CertificateError};
+use super::upkeep::Upkeep;
+use crate::admin::AdminService;
+use crate::config::settings::{self, Settings};
+use crate::config::{self, Loaded, Mistake};
+use crate::gateway::Gateway;
+use crate::request::body::BodyBudget;
+use crate::snapshot::Snapshot;
+use crate::telemetry::logger;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::pool::{PoolError, Registry};
+
+/// Connections the kernel may hold before we accept them.
+const BACKLOG: i32 = 4096;
+/// More than any request may use; the limit that counts is the request's own.
+const MAX_ATTEMPTS: usize = 16;
+/// What a connection's streams may have under way unread; a stream keeps HTTP/2's 64 KiB.
+const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Why the gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the configuration has mistakes")]
+    Config(Vec<Mistake>),
+    #[error("cannot listen on {address}: {cause}")]
+    Listen {
+        address: SocketAddr,
+        cause: io::Error,
+    },
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error("cannot set up the metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("cannot set up the log: {0}")]
+    Log(io::Error),
+    #[error("cannot set up the server: {0}")]
+    Server(String),
+}
+
+/// Runs the gateway until it is told to stop. On an orderly stop the process exits from within.
+///
+/// # Errors
+/// If it cannot start; nothing is bound then, or no longer.
+pub fn run(path: &Path) -> Result<(), StartError> {
+    let loaded = config::load(path).map_err(StartError::Config)?;
+    let metrics = Arc::new(Metrics::new()?);
+    let flusher = logger::install(&loaded.settings.logging, metrics.log_lines_dropped.clone())
+        .map_err(StartError::Log)?;
+    metrics
+        .build_info
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1.0);
+    let parts = Parts::prepare(path.to_owned(), loaded, metrics)?;
+    parts.start(flusher)
+}
+
+/// Everything that can fail has been done; what is left is to start.
+struct Parts {
+    path: PathBuf,
+    settings: Arc<Settings>,
+    snapshot: Snapshot,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    sockets: Vec<(TcpListener, Option<Arc<Acceptor>>, bool)>,
+    admin: Option<TcpListener>,
+}
+
+impl Parts {
+    fn prepare(path: PathBuf, loaded: Loaded, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        info!(
+            "Starting. version={} configuration={} digest={}",
+            env!("CARGO_PKG_VERSION"),
+            path.display(),
+            loaded.digest
+        );
+        for warning in &loaded.warnings {
+            warn!("Configuration: {warning}");
+        }
+        let settings = Arc::new(loaded.settings);
+        let registry = Arc::new(Registry::default());
+        let snapshot = Snapshot::new(settings.clone(), &registry, Instant::now())?;
+        let mut sockets = Vec::new();
+        for listener in &settings.server.listeners {
+            let acceptor = listener
+                .tls
+                .as_ref()
+                .map(Acceptor::new)
+                .transpose()?
+                .map(Arc::new);
+            sockets.push((bind(listener.address)?, acceptor, listener.h2c));
+        }
+        let admin = settings
+            .server
+            .admin
+            .as_ref()
+            .map(|admin| bind(admin.address))
+            .transpose()?;
+        Ok(Self {
+            path,
+            settings,
+            snapshot,
+            registry,
+            metrics,
+            sockets,
+            admin,
+        })
+    }
+
+    fn start(self, flusher: logger::Flusher) -> Result<(), StartError> {
+        let Self {
+            path,
+            settings,
+            snapshot,
+            registry,
+            metrics,
+            sockets,
+            admin,
+        } = self;
+        let mut server = Server::new_with_opt_and_conf(None, server_conf(&settings.server));
+        server.bootstrap();
+        let current = Arc::new(ArcSwap::from_pointee(snapshot));
+        let in_flight = Arc::new(InFlight::default());
+        let readiness = Readiness::new(metrics.ready.clone());
+        let reloaded = Arc::new(Notify::new());
+        let limits = &settings.server.limits;
+        let gateway = Gateway {
+            current: current.clone(),
+            metrics: metrics.clone(),
+            in_flight: in_flight.clone(),
+            bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
+        };
+        let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
+        let admittance = Admittance::new(accept_limits(limits), metrics.clone());
+        let acceptors = sockets
+            .iter()
+            .map(|(_, acceptor, _)| acceptor.clone())
+            .collect();
+        for (socket, acceptor, h2c) in sockets {
+            let service = ListenerService::new(
+                socket,
+                h2c,
+                acceptor,
+                proxy.clone(),
+                admittance.clone(),
+                settings.server.threads,
+            );
+            server.add_service(service.map_err(|cause| StartError::Server(cause.to_string()))?);
+        }
+        if let (Some(socket), Some(settings)) = (admin, &settings.server.admin) {
+            let service = AdminService::new(
+                socket,
+                settings.token.clone(),
+                current.clone(),
+                metrics.clone(),
+                readiness.clone(),
+            );
+            server.add_service(background_service("admin", service));
+        }
+        let upkeep = Upkeep {
+            current: current.clone(),
+            readiness: readiness.clone(),
+            reloaded: reloaded.clone(),
+        };
+        server.add_service(background_service("upkeep", upkeep));
+        let reloader = Reloader {
+            path,
+            current,
+            registry,
+            acceptors,
+            metrics,
+            reloaded,
+        };
+        server.add_service(background_service("reload", reloader));
+        let grace = settings.server.shutdown_grace;
+        server.add_service(background_service(
+            "drain",
+            LastOneOut {
+                in_flight: in_flight.clone(),
+                grace,
+                flusher,
+            },
+        ));
+        let stop = StopSignal {
+            readiness,
+            in_flight,
+            pause: settings.server.shutdown_pause,
+        };
+        server.run(RunArgs {
+            shutdown_signal: Box::new(stop),
+        });
+        Ok(())
+    }
+}
+
+fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> HttpProxy<Gateway> {
+    let mut proxy = HttpProxy::new(gateway, conf);
+    let mut options = HttpServerOptions::default();
+    // Whether a listener takes h2c is decided by its connections, see `Connection::try_peek`.
+    options.h2c = true;
+    options.keepalive_request_limit = Some(limits.requests_per_connection);
+    options.h2_idle_timeout = Some(limits.idle_timeout);
+    proxy.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.initial_connection_window_size(H2_CONNECTION_WINDOW);
+    proxy.h2_options = Some(h2);
+    proxy.handle_init_modules();
+    proxy
+}
+
+fn accept_limits(limits: &settings::Limits) -> AcceptLimits {
+    AcceptLimits {
+        max_connections: limits.max_connections,
+        max_connections_per_ip: limits.max_connections_per_ip,
+        head_timeout: limits.head_timeout,
+        tls_handshake_timeout: limits.tls_handshake_timeout,
+    }
+}
+
+fn server_conf(server: &settings::Server) -> ServerConf {
+    ServerConf {
+        threads: server.threads,
+        work_stealing: true,
+        // `LastOneOut` ends the process within the grace; this is only the net below it.
+        grace_period_seconds: Some(server.shutdown_grace.as_secs().saturating_add(5)),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: server.upstream_idle_connections,
+        max_retries: MAX_ATTEMPTS,
+        ..ServerConf::default()
+    }
+}
+
+/// Binds before anything starts, so that "ready" is never a promise.
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let open = || -> io::Result<TcpListener> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    open().map_err(|cause| StartError::Listen { address, cause })
+}

@@ -1,0 +1,181 @@
+//! From "ready" to "gone": readiness, what systemd is told, and how the process ends.
+//!
+//! Ready means: the listening sockets are bound and every upstream has been resolved and asked
+//! once. On SIGTERM readiness goes first, then (after a pause in which load balancers notice) the
+//! listeners, then each connection with its last request; the process exits with the last stream,
+//! at the latest when the grace is over. A second signal ends it at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use log::{info, warn};
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::background::BackgroundService;
+use prometheus::IntGauge;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::drain::InFlight;
+use crate::telemetry::logger::Flusher;
+
+/// How long the last log lines may take.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
+
+/// Is the gateway ready for requests?
+pub struct Readiness {
+    upstreams_known: AtomicBool,
+    ending: AtomicBool,
+    gauge: IntGauge,
+}
+
+impl Readiness {
+    pub fn new(gauge: IntGauge) -> Arc<Self> {
+        Arc::new(Self {
+            upstreams_known: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            gauge,
+        })
+    }
+
+    /// Each upstream was resolved and asked once. Tells systemd the first time.
+    pub fn upstreams_known(&self) {
+        if !self.upstreams_known.swap(true, Ordering::AcqRel) {
+            self.gauge.set(1);
+            tell(&[NotifyState::Ready]);
+            info!("Ready.");
+        }
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.upstreams_known.load(Ordering::Acquire) && !self.ending.load(Ordering::Acquire)
+    }
+
+    fn withdraw(&self) {
+        self.ending.store(true, Ordering::Release);
+        self.gauge.set(0);
+        tell(&[NotifyState::Stopping]);
+    }
+}
+
+/// Tells the service manager, if there is one; that there is none is no error.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(cause) = sd_notify::notify(false, states) {
+        warn!("Cannot notify systemd. cause=\"{cause}\"");
+    }
+}
+
+/// Tells systemd that a reload has begun, or is over.
+pub fn tell_reload(done: bool) {
+    if done {
+        tell(&[NotifyState::Ready]);
+    } else {
+        tell(&[NotifyState::Reloading]);
+    }
+}
+
+/// Pingora's question "when shall we stop?", answered.
+pub struct StopSignal {
+    pub readiness: Arc<Readiness>,
+    pub in_flight: Arc<InFlight>,
+    pub pause: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for StopSignal {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
+            warn!("Cannot watch for signals; stop the gateway with SIGKILL.");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!(
+            "Stopping: readiness withdrawn. in_flight={} pause={:?}",
+            self.in_flight.count(),
+            self.pause
+        );
+        self.readiness.withdraw();
+        self.in_flight.begin_drain();
+        tokio::select! {
+            () = tokio::time::sleep(self.pause) => ShutdownSignal::GracefulTerminate,
+            _ = terminate.recv() => ShutdownSignal::FastShutdown,
+            _ = interrupt.recv() => ShutdownSignal::FastShutdown,
+        }
+    }
+}
+
+/// Ends the process with the last request, and feeds systemd's watchdog until then.
+pub struct LastOneOut {
+    pub in_flight: Arc<InFlight>,
+    pub grace: Duration,
+    pub flusher: Flusher,
+}
+
+#[async_trait]
+impl BackgroundService for LastOneOut {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let watchdog = tokio::spawn(feed_watchdog());
+        while !*shutdown.borrow() {
+            if shutdown.changed().await.is_err() {
+                return;
+            }
+        }
+        let began = Instant::now();
+        let cause = tokio::select! {
+            () = self.in_flight.idle() => "the last request ended",
+            () = tokio::time::sleep(self.grace) => "the grace is over",
+            () = second_signal() => "a second signal came",
+        };
+        info!(
+            "Stopped: {cause}. in_flight={} after={:?}",
+            self.in_flight.count(),
+            began.elapsed()
+        );
+        watchdog.abort();
+        self.flusher.flush(FLUSH_TIME);
+        exit();
+    }
+}
+
+/// Pingora sleeps its whole grace period whatever happens; only leaving ends it early.
+#[expect(
+    clippy::exit,
+    reason = "the one orderly end of the process, after the last request and the last log line"
+)]
+fn exit() -> ! {
+    std::process::exit(0)
+}
+
+async fn second_signal() {
+    let streams: [Option<Signal>; 2] = [
+        signal(SignalKind::terminate()).ok(),
+        signal(SignalKind::interrupt()).ok(),
+    ];
+    let [Some(mut terminate), Some(mut interrupt)] = streams else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Twice per interval, as sd_watchdog_enabled(3) advises.
+async fn feed_watchdog() {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) || micros == 0 {
+        return;
+    }
+    let mut tick = tokio::time::interval(Duration::from_micros(micros / 2));
+    loop {
+        tick.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}

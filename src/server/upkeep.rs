@@ -1,0 +1,95 @@
+//! What goes on in the background while requests are served: names are resolved anew, endpoints
+//! asked after their health. Follows the configuration in use; pools that a reload brought are
+//! taken up at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use pingora::connectors::http::Connector;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::Notify;
+
+use super::lifecycle::Readiness;
+use crate::config::settings::UpstreamId;
+use crate::snapshot::Current;
+use crate::upstream::pool::Pool;
+use crate::upstream::{discovery, probe};
+
+/// How finely the schedules are kept.
+const TICK: Duration = Duration::from_millis(250);
+
+pub struct Upkeep {
+    pub current: Current,
+    pub readiness: Arc<Readiness>,
+    /// Rung after a reload.
+    pub reloaded: Arc<Notify>,
+}
+
+/// When an upstream's turn comes.
+#[derive(Clone, Copy)]
+struct Due {
+    resolve: Instant,
+    check: Instant,
+}
+
+#[async_trait]
+impl BackgroundService for Upkeep {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let connector = Connector::new(None);
+        let mut due = HashMap::new();
+        loop {
+            let pools = self.current.load().pools.clone();
+            self.round(&pools, &connector, &mut due).await;
+            self.readiness.upstreams_known();
+            tokio::select! {
+                changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
+                () = self.reloaded.notified() => due.clear(),
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+}
+
+impl Upkeep {
+    /// Does what is due; upstreams do not wait for each other.
+    async fn round(
+        &self,
+        pools: &[Arc<Pool>],
+        connector: &Connector,
+        due: &mut HashMap<UpstreamId, Due>,
+    ) {
+        let now = Instant::now();
+        let work = pools.iter().map(|pool| {
+            let at = due.entry(pool.settings.id.clone()).or_insert(Due {
+                resolve: now,
+                check: now,
+            });
+            let resolve = at.resolve <= now;
+            let check = at.check <= now;
+            if resolve {
+                at.resolve = now + pool.settings.dns_refresh;
+            }
+            if check {
+                at.check = now
+                    + pool
+                        .settings
+                        .health
+                        .as_ref()
+                        .map_or(pool.settings.dns_refresh, |health| health.interval);
+            }
+            async move {
+                if resolve {
+                    discovery::resolve(pool).await;
+                }
+                if check {
+                    probe::check(pool, connector).await;
+                }
+            }
+        });
+        join_all(work).await;
+    }
+}

@@ -1,0 +1,190 @@
+//! Every metric the gateway exports, in one list.
+//!
+//! Names begin with `tidegate_`, units are base units, labels are bounded: tenants, models,
+//! upstreams, accounts and endpoints come from the configuration, everything else from closed
+//! lists. What a client sends never becomes a label.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// Seconds; from a cached answer to the longest thinking.
+const LONG_BUCKETS: &[f64] = &[
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
+];
+/// Seconds between two pieces of a stream.
+const GAP_BUCKETS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+];
+/// Seconds of our own work.
+const OVERHEAD_BUCKETS: &[f64] = &[
+    0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1,
+];
+
+/// Why a connection was closed at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedConnection {
+    /// `max_connections`.
+    Total,
+    /// `max_connections_per_ip`.
+    PerAddress,
+}
+
+impl RefusedConnection {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::PerAddress => "per_address",
+        }
+    }
+}
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty = $make:expr;)*) => {
+        /// The handles; cheap to read, shared by everything that counts.
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[$doc])* pub $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// Registers everything.
+            ///
+            /// # Errors
+            /// If two metrics have one name, which a test rules out.
+            pub fn new() -> Result<Self, prometheus::Error> {
+                let registry = Registry::new();
+                $(let $field = $make?; register(&registry, &$field)?;)*
+                Ok(Self { registry, $($field,)* })
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Finished requests by tenant, public model, surface and HTTP status.
+    requests: IntCounterVec = counters("requests_total", "Finished requests.", &["tenant", "model", "surface", "status"]);
+    /// Requests refused by the gateway or failed behind it, by error code.
+    refusals: IntCounterVec = counters("refusals_total", "Requests answered with an error of the gateway, by its code.", &["surface", "code"]);
+    authentication_failures: IntCounterVec = counters("authentication_failures_total", "Refused credentials by reason.", &["reason"]);
+    /// Tries at an upstream by how they ended.
+    attempts: IntCounterVec = counters("attempts_total", "Attempts at upstreams by outcome.", &["upstream", "account", "outcome"]);
+    requests_in_flight: IntGaugeVec = gauges("requests_in_flight", "Requests being served.", &["surface"]);
+    request_duration: HistogramVec = histograms("request_duration_seconds", "Head received to answer complete.", &["surface", "model"], LONG_BUCKETS);
+    time_to_first_token: HistogramVec = histograms("time_to_first_token_seconds", "Head received to first content of a streamed answer.", &["model", "upstream"], LONG_BUCKETS);
+    time_between_chunks: HistogramVec = histograms("time_between_chunks_seconds", "Gap between pieces of a streamed answer.", &["model"], GAP_BUCKETS);
+    tokens: IntCounterVec = counters("tokens_total", "Tokens as the upstream reported them; prompt includes cached, completion includes reasoning.", &["tenant", "model", "kind"]);
+    usage_missing: IntCounterVec = counters("usage_missing_total", "Answers that ended without reporting usage.", &["upstream"]);
+    overhead: HistogramVec = histograms("overhead_seconds", "The gateway's own work, waits left out, by phase.", &["phase"], OVERHEAD_BUCKETS);
+    streams_interrupted: IntCounterVec = counters("streams_interrupted_total", "Answers that broke off after content was sent.", &["upstream", "reason"]);
+    client_disconnects: IntCounterVec = counters("client_disconnects_total", "Requests whose client left before the answer was complete.", &["surface"]);
+    connections_open: IntGauge = gauge("connections_open", "Client connections.");
+    connections_refused: IntCounterVec = counters("connections_refused_total", "Client connections closed at once, by cap.", &["reason"]);
+    buffered_bytes: IntGauge = gauge("request_body_buffer_bytes", "Request bodies held in memory.");
+    upstream_healthy: IntGaugeVec = gauges("upstream_endpoint_healthy", "1 if the endpoint is used, 0 if it is out.", &["upstream", "endpoint"]);
+    endpoint_addresses: IntGaugeVec = gauges("upstream_endpoint_addresses", "Addresses known for the endpoint.", &["upstream", "endpoint"]);
+    account_in_flight: IntGaugeVec = gauges("account_in_flight", "Requests in flight per account and upstream model.", &["upstream", "account", "model"]);
+    account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);
+    reloads: IntCounterVec = counters("config_reloads_total", "Reloads by result.", &["result"]);
+    last_reload: Gauge = float_gauge("config_last_reload_timestamp_seconds", "When the configuration in use was taken over.");
+    log_lines_dropped: IntCounter = counter("log_lines_dropped_total", "Log lines lost because the writer fell behind.");
+    ready: IntGauge = gauge("ready", "1 while /readyz says yes.");
+    build_info: GaugeVec = float_gauges("build_info", "Always 1; the build in its labels.", &["version"]);
+}
+
+impl Metrics {
+    /// The Prometheus text exposition of everything.
+    pub fn text(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 * 1024);
+        // Writing to memory fails only for families that could not have been registered.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        out
+    }
+
+    pub fn connection_refused(&self, reason: RefusedConnection) {
+        self.connections_refused
+            .with_label_values(&[reason.as_str()])
+            .inc();
+    }
+
+    pub fn own_work(&self, phase: &str, spent: Duration) {
+        self.overhead
+            .with_label_values(&[phase])
+            .observe(spent.as_secs_f64());
+    }
+
+    /// The gap histogram of a stream, resolved once so that a chunk costs no look-up.
+    pub fn gaps(&self, model: &str) -> Histogram {
+        self.time_between_chunks.with_label_values(&[model])
+    }
+}
+
+fn register(
+    registry: &Registry,
+    collector: &(impl Collector + Clone + 'static),
+) -> Result<(), prometheus::Error> {
+    registry.register(Box::new(collector.clone()))
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("tidegate_{name}"), help)
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(opts(name, help), labels)
+}
+
+fn counter(name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    IntCounter::with_opts(opts(name, help))
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(opts(name, help), labels)
+}
+
+fn gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    IntGauge::with_opts(opts(name, help))
+}
+
+fn float_gauges(name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+    GaugeVec::new(opts(name, help), labels)
+}
+
+fn float_gauge(name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    Gauge::with_opts(opts(name, help))
+}
+
+fn histograms(
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: &[f64],
+) -> Result<HistogramVec, prometheus::Error> {
+    let opts = HistogramOpts {
+        common_opts: opts(name, help),
+        buckets: buckets.to_vec(),
+    };
+    HistogramVec::new(opts, labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_names_are_unique_and_the_text_parses_line_by_line() {
+        let metrics = Metrics::new().unwrap();
+        metrics.build_info.with_label_values(&["0.0.0"]).set(1.0);
+        metrics.connection_refused(RefusedConnection::Total);
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(text.contains("tidegate_connections_refused_total{reason=\"total\"} 1"));
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with('#') || line.starts_with("tidegate_"))
+        );
+    }
+}
