@@ -21,7 +21,7 @@ use crate::routing::route::Route;
 use crate::server::connection::ConnectionState;
 use crate::server::drain::RequestGuard;
 use crate::snapshot::Snapshot;
-use crate::upstream::pool::{AccountSlot, Chosen, Lane, Tried};
+use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
 
 /// Everything known of one request.
 pub struct Context {
@@ -154,6 +154,10 @@ impl Attempts {
 impl Attempt {
     pub fn account_slot(&self) -> Option<&AccountSlot> {
         self.lane.pool.accounts.get(self.chosen.account)
+    }
+
+    pub fn endpoint_slot(&self) -> Option<&EndpointSlot> {
+        self.lane.pool.endpoints.get(self.chosen.endpoint)
     }
 
     pub fn names(&self) -> Names {

@@ -13,6 +13,15 @@
 //! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests;
 //! - [`emulator`] stands in for the DeepSeek API; [`cli`] is the command line.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "tests may stop loudly; clippy.toml exempts them from the other lints of this kind"
+    )
+)]
+
 pub mod admin;
 pub mod cli;
 pub mod config;

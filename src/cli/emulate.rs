@@ -47,7 +47,7 @@ impl Options {
             .keys
             .iter()
             .enumerate()
-            .map(|(number, key)| EmulatedAccount::new(key, &format!("account-{number}")))
+            .map(|(number, key)| EmulatedAccount::new(key, format!("account-{number}")))
             .collect();
         if let Some(ceiling) = self.concurrency {
             for account in &mut accounts {

@@ -7,7 +7,9 @@
 mod build;
 mod scalar;
 
-use serde_json::{Map, Number, Value};
+use serde_json::Number;
+#[cfg(test)]
+use serde_json::{Map, Value};
 
 use super::mistake::KeyPath;
 
@@ -94,7 +96,8 @@ impl Node {
         }
     }
 
-    /// The same without places.
+    /// The same without places, for comparing.
+    #[cfg(test)]
     pub fn to_json(&self) -> Value {
         match &self.content {
             Content::Null => Value::Null,

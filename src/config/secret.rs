@@ -144,6 +144,7 @@ pub struct Resolved {
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The environment of this process.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
 pub fn process_environment(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
@@ -260,7 +261,6 @@ fn judge(value: &str, reference: &Reference) -> Result<(), SecretError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 

@@ -234,7 +234,6 @@ fn merge_maps(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use super::*;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -173,7 +173,6 @@ impl Prefixes {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn account(ceiling: usize) -> Account {

@@ -271,7 +271,6 @@ fn chop(text: &str) -> Fragments {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
     use super::*;
 
     fn ask(text: &str) -> Ask {

@@ -87,7 +87,7 @@ enum Switch {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(super) enum Stop {
-    One(#[allow(dead_code)] String),
+    One(#[expect(dead_code, reason = "read only to check that it is text")] String),
     Many(Vec<String>),
 }
 

@@ -130,7 +130,6 @@ impl Orders {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn status(desk: &Desk, account: &str, carried: &[&str]) -> Option<u16> {

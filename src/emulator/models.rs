@@ -48,7 +48,6 @@ pub(super) fn served_as_claude(name: &str, self_hosted: bool) -> Result<String, 
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -114,7 +114,6 @@ fn control(method: &Method, path: &str, query: Option<&str>) -> Result<Control, 
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn get(path: &str) -> Result<Route, StatusCode> {

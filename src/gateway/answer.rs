@@ -56,10 +56,11 @@ impl Gateway {
         check_clocks(ctx, now)?;
         let piece = body.take().unwrap_or_default();
         ctx.answer.bytes += piece.len();
-        if let (Some(gaps), false) = (&ctx.answer.gaps, piece.is_empty()) {
-            if let Some(last) = ctx.answer.last_piece.replace(now) {
-                gaps.observe(now.saturating_duration_since(last).as_secs_f64());
-            }
+        if let Some(gaps) = &ctx.answer.gaps
+            && !piece.is_empty()
+            && let Some(last) = ctx.answer.last_piece.replace(now)
+        {
+            gaps.observe(now.saturating_duration_since(last).as_secs_f64());
         }
         let out = match &mut ctx.answer.watch {
             Watch::Nothing => piece,

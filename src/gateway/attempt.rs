@@ -293,9 +293,8 @@ impl Gateway {
             &ctx.attempts.current,
         ) {
             let pool = &attempt.lane.pool;
-            let addresses = pool
-                .endpoints
-                .get(attempt.chosen.endpoint)
+            let addresses = attempt
+                .endpoint_slot()
                 .map_or(0, |slot| slot.state.address_count());
             let choice = Choice {
                 accounts: pool.accounts.len(),
@@ -304,10 +303,11 @@ impl Gateway {
             };
             retry::set_aside(&mut ctx.attempts.tried, avoid, &attempt.chosen, choice);
         }
-        if let (true, Some(attempt)) = (failure.blames_endpoint(), &ctx.attempts.current) {
-            if let Some(slot) = attempt.lane.pool.endpoints.get(attempt.chosen.endpoint) {
-                probe::record(&attempt.lane.pool, slot, false, failure.as_str());
-            }
+        if failure.blames_endpoint()
+            && let Some(attempt) = &ctx.attempts.current
+            && let Some(slot) = attempt.endpoint_slot()
+        {
+            probe::record(&attempt.lane.pool, slot, false, failure.as_str());
         }
         self.end_attempt(ctx, failure.as_str());
         ctx.refusal = Some(refusal);

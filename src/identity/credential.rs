@@ -42,7 +42,7 @@ pub fn extract(headers: &HeaderMap) -> Result<Presented<'_>, Refusal> {
     }
 }
 
-fn single<'a, K>(headers: &'a HeaderMap, name: K) -> Result<Option<&'a HeaderValue>, Refusal>
+fn single<K>(headers: &HeaderMap, name: K) -> Result<Option<&HeaderValue>, Refusal>
 where
     K: http::header::AsHeaderName,
 {

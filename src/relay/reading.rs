@@ -291,7 +291,6 @@ fn response(data: &[u8]) -> Reading<'_> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

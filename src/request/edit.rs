@@ -288,7 +288,6 @@ fn whole(fields: &Fields<'_>) -> Braces {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::request::scan::scan;
     use proptest::prelude::*;

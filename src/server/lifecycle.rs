@@ -146,7 +146,7 @@ impl BackgroundService for LastOneOut {
 
 /// Pingora sleeps its whole grace period whatever happens; only leaving ends it early.
 #[expect(
-    clippy::exit,
+    clippy::disallowed_methods,
     reason = "the one orderly end of the process, after the last request and the last log line"
 )]
 fn exit() -> ! {

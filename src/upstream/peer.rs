@@ -80,6 +80,10 @@ impl PeerTemplate {
     }
 
     /// The peer at one resolved address.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that builds peers, from an address that needs no resolving"
+    )]
     pub fn at(&self, address: SocketAddr) -> HttpPeer {
         let mut peer = HttpPeer::new(address, self.tls, self.server_name.clone());
         peer.options = self.options.clone();

@@ -159,7 +159,6 @@ fn is_private_v4(ip: Ipv4Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 

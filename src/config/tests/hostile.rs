@@ -20,7 +20,7 @@ fn run(text: &str) {
         return;
     }
     let file: file::File =
-        serde_json::from_value(root.to_json()).expect("what the walk lets pass can be read");
+        serde_yaml::from_value(root.to_yaml()).expect("what the walk lets pass can be read");
     check::check(
         &file,
         &Sources {

@@ -20,7 +20,10 @@ fn the_files_that_we_ship_load_and_warn_of_their_hash_alone() {
         assert_eq!(loaded.settings.tenants[0].models, AllowedModels::All);
         assert_eq!(
             loaded.settings.models["deepseek-chat"].set,
-            [("thinking".to_owned(), r#"{"type":"disabled"}"#.to_owned())]
+            [(
+                "thinking".to_owned(),
+                serde_json::json!({"type": "disabled"})
+            )]
         );
     }
 }

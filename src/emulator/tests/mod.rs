@@ -1,11 +1,4 @@
 //! The emulator as its clients see it, over real sockets.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
-
 mod faults;
 mod limits;
 mod surfaces;
