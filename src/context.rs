@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use crate::config::settings::{AccountId, UpstreamId};
+use crate::downstream::connection::ConnectionState;
+use crate::downstream::in_flight::RequestGuard;
 use crate::identity::tenant::Identity;
 use crate::relay::answer::AnswerScanner;
 use crate::relay::sse;
@@ -18,9 +20,8 @@ use crate::request::body::Share;
 use crate::request::refusal::{Family, Refusal};
 use crate::request::surface::Surface;
 use crate::routing::route::Route;
-use crate::server::connection::ConnectionState;
-use crate::server::drain::RequestGuard;
 use crate::snapshot::Snapshot;
+use crate::telemetry::metrics::Shown;
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
 
 /// Everything known of one request.
@@ -31,6 +32,8 @@ pub struct Context {
     pub family: Family,
     pub connection: Option<Arc<ConnectionState>>,
     _in_flight: RequestGuard,
+    /// Keeps the request in the gauge of its surface.
+    pub shown: Option<Shown>,
     pub stage: Stage,
     pub attempts: Attempts,
     pub answer: Answer,
@@ -184,6 +187,7 @@ impl Context {
             family: Family::default(),
             connection: None,
             _in_flight: in_flight,
+            shown: None,
             stage: Stage::Received,
             attempts: Attempts::default(),
             answer: Answer::default(),

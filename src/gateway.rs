@@ -10,7 +10,7 @@
 //! connected_to_upstream  TLS version, before a byte is sent
 //! upstream_request_filter  the upstream's head, built anew
 //! request_body_filter    the body, whole or passing through
-//! upstream_response_filter  good, again elsewhere, or a no   gateway/attempt.rs
+//! upstream_response_filter  good, again elsewhere, or a no   gateway/verdict.rs
 //! response_filter        the tenant's head, built anew       gateway/answer.rs
 //! response_body_filter   every fragment watched, none held   gateway/answer.rs
 //! fail_to_proxy          an honest error                     gateway/answer.rs
@@ -21,6 +21,7 @@ mod answer;
 mod attempt;
 mod intake;
 mod record;
+mod verdict;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ use pingora::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::context::Context;
+use crate::downstream::in_flight::InFlight;
 use crate::request::body::BodyBudget;
-use crate::server::drain::InFlight;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 
@@ -134,11 +135,11 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.build_answer(head, ctx)
+        self.build_answer(session, head, ctx)
     }
 
     fn response_body_filter(
@@ -180,6 +181,11 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> FailToProxy {
         self.give_up(session, error, ctx).await
+    }
+
+    /// Pingora's own warnings name a request by its path, which is the client's text.
+    fn request_summary(&self, _session: &Session, ctx: &Context) -> String {
+        format!("request_id={}", ctx.request_id())
     }
 
     /// Every failure has its line in the access log; Pingora's own would be a second one.

@@ -3,6 +3,7 @@
 //! The map, in the order of a request's life. `ARCHITECTURE.md` walks along it.
 //!
 //! - [`server`] takes connections in and starts, reloads and ends the process;
+//! - [`downstream`] is the client's connection and what it may do to us;
 //! - [`gateway`] is the corridor that every request walks, hook by hook; [`context`] is its story;
 //! - [`request`] knows heads, bodies, surfaces and how a "no" is worded;
 //! - [`identity`] turns a credential into a tenant;
@@ -26,6 +27,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod context;
+pub mod downstream;
 pub mod emulator;
 pub mod gateway;
 pub mod identity;
@@ -37,3 +39,6 @@ pub mod server;
 pub mod snapshot;
 pub mod telemetry;
 pub mod upstream;
+
+#[cfg(test)]
+mod rings;

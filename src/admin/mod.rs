@@ -25,9 +25,9 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
 use crate::config::secret::Secret;
-use crate::server::lifecycle::Readiness;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::readiness::Readiness;
 
 /// Operators and scrapers are few.
 const MAX_CONNECTIONS: usize = 64;

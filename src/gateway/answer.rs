@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header;
+use http::{Version, header};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, Session};
@@ -23,7 +23,12 @@ const ERROR_BODY_LIMIT: usize = 64 * 1024;
 
 impl Gateway {
     /// The head for the tenant, and who is to watch the body.
-    pub(super) fn build_answer(&self, head: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    pub(super) fn build_answer(
+        &self,
+        session: &Session,
+        head: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
         if head.status.is_informational() {
             return Ok(());
         }
@@ -36,6 +41,10 @@ impl Gateway {
         };
         let keep_length = matches!(ctx.answer.watch, Watch::Nothing | Watch::Whole(_));
         let mut answer = forward::answer_head(head, ctx.family, &ctx.request_id, keep_length)?;
+        if session.req_header().version == Version::HTTP_10 {
+            // HTTP/1.0 knows no chunks (RFC 9112 §7.1): the connection's end is the body's.
+            answer.remove_header(&header::TRANSFER_ENCODING);
+        }
         if matches!(ctx.answer.watch, Watch::Error { .. }) {
             answer.insert_header(header::CONTENT_TYPE, "application/json")?;
             answer.insert_header(forward::SHOULD_RETRY, "false")?;
@@ -117,7 +126,11 @@ impl Gateway {
         };
         if proper {
             ctx.answer.complete = true;
-            self.end_attempt(ctx, "ok");
+            let outcome = match ctx.answer.watch {
+                Watch::Error { .. } => "client_error",
+                _ => "ok",
+            };
+            self.end_attempt(ctx, outcome);
             return Ok(out);
         }
         self.end_attempt(ctx, "cut");
@@ -245,7 +258,7 @@ fn shape(surface: &Surface) -> Option<Shape> {
 
 /// An upstream's "your request is bad", in our error object: its message helps the tenant, the
 /// rest of what it wrote does not concern them.
-fn upstream_error(status: u16, body: &[u8]) -> Refusal {
+pub(super) fn upstream_error(status: u16, body: &[u8]) -> Refusal {
     let told: Option<String> = serde_json::from_slice::<serde_json::Value>(body)
         .ok()
         .and_then(|value| {

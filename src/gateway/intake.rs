@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{StatusCode, Version};
+use http::{StatusCode, Version, header};
 use pingora::{Error, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::config::settings::Tenant;
 use crate::context::{Context, Outbound, Routed, Stage};
+use crate::downstream::connection::ConnectionState;
 use crate::identity::{credential, tenant};
 use crate::request::body::{self, BodyError, BodyLimits};
 use crate::request::edit::Edits;
@@ -21,7 +22,6 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
 use crate::request::surface::{self, FileCall, Surface};
 use crate::routing::route::{self, Route};
-use crate::server::connection::ConnectionState;
 use crate::upstream::pool::Lane;
 
 /// Bodies of refused requests up to this size are read, so that the connection can go on.
@@ -116,6 +116,12 @@ impl Gateway {
         } else {
             let lane = by_permission(ctx, &who, &surface)?;
             let body = passing_through(session, ctx, &surface, framing)?;
+            if session.req_header().headers.contains_key(header::EXPECT) {
+                session
+                    .write_continue_response()
+                    .await
+                    .map_err(Stop::Gone)?;
+            }
             Routed {
                 surface,
                 identity,
@@ -153,10 +159,7 @@ impl Gateway {
         };
         let framing = head::check(&head, ctx.snapshot.head_limits)?;
         let entry = surface::classify(&request.method, target)?;
-        self.metrics
-            .requests_in_flight
-            .with_label_values(&[entry.surface.name()])
-            .inc();
+        ctx.shown = Some(self.metrics.show_in_flight(entry.surface.name()));
         ctx.stage = Stage::Entered(entry.surface);
         Ok(framing)
     }
@@ -378,18 +381,12 @@ fn passing_through(
 
 /// Reads the rest of a small body; false if it is not small or does not come.
 async fn drain(session: &mut Session) -> bool {
-    let length = session
-        .req_header()
-        .headers
-        .get(http::header::CONTENT_LENGTH);
+    let length = session.req_header().headers.get(header::CONTENT_LENGTH);
     let length = length
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok());
     if length.is_none_or(|length| length > DRAIN_LIMIT)
-        || session
-            .req_header()
-            .headers
-            .contains_key(http::header::EXPECT)
+        || session.req_header().headers.contains_key(header::EXPECT)
     {
         return false;
     }

@@ -3,11 +3,11 @@
 
 use std::time::Instant;
 
+use http::Version;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::attempt::protocol;
 use crate::context::{Context, Watch};
 use crate::relay::usage::Usage;
 use crate::telemetry::access_log::{Ending, Line, TARGET, millis};
@@ -26,7 +26,7 @@ impl Gateway {
                 "client_gone"
             },
         );
-        let ending = ending(ctx);
+        let ending = ending(ctx, error.is_some());
         if let Some(connection) = &ctx.connection {
             connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
         }
@@ -58,12 +58,6 @@ impl Gateway {
                 status_text(ctx.answer.status, &mut buffer),
             ])
             .inc();
-        if ctx.surface().is_some() {
-            metrics
-                .requests_in_flight
-                .with_label_values(&[surface])
-                .dec();
-        }
         let duration = now.saturating_duration_since(ctx.started).as_secs_f64();
         metrics
             .request_duration
@@ -167,15 +161,17 @@ impl Gateway {
     }
 }
 
-fn ending(ctx: &Context) -> Ending {
+fn ending(ctx: &Context, failed: bool) -> Ending {
     if ctx.answer.interrupted {
         Ending::Interrupted
     } else if ctx.refusal.is_some() {
         Ending::Refused
-    } else if ctx.answer.complete && !ctx.client_gone {
-        Ending::Complete
-    } else {
+    } else if ctx.client_gone {
         Ending::ClientGone
+    } else if failed {
+        Ending::Interrupted
+    } else {
+        Ending::Complete
     }
 }
 
@@ -207,6 +203,15 @@ fn known_method(method: &http::Method) -> &'static str {
         "HEAD" => "HEAD",
         "OPTIONS" => "OPTIONS",
         _ => "other",
+    }
+}
+
+/// HTTP/2 or not, for the log.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "h2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
     }
 }
 

@@ -20,8 +20,8 @@ use pingora_limits::inflight::{Guard, Inflight};
 use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::connection::{Connection, ConnectionOptions, ConnectionState};
 use super::tls::Acceptor;
+use crate::downstream::connection::{Connection, ConnectionOptions, ConnectionState};
 use crate::gateway::Gateway;
 use crate::telemetry::metrics::{Metrics, RefusedConnection};
 

@@ -18,19 +18,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, ListenerService};
-use super::drain::InFlight;
-use super::lifecycle::{LastOneOut, Readiness, StopSignal};
+use super::lifecycle::{LastOneOut, StopSignal};
 use super::reload::Reloader;
 use super::tls::{Acceptor, CertificateError};
 use super::upkeep::Upkeep;
 use crate::admin::AdminService;
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
+use crate::downstream::in_flight::InFlight;
 use crate::gateway::Gateway;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Snapshot;
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::readiness::Readiness;
 use crate::upstream::pool::{PoolError, Registry};
 
 /// Connections the kernel may hold before we accept them.

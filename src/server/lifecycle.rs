@@ -6,63 +6,34 @@
 //! at the latest when the grace is over. A second signal ends it at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use log::{info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
-use prometheus::IntGauge;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::drain::InFlight;
+use crate::downstream::in_flight::InFlight;
 use crate::telemetry::logger::Flusher;
+use crate::telemetry::readiness::Readiness;
 
 /// How long the last log lines may take.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
-
-/// Is the gateway ready for requests?
-pub struct Readiness {
-    upstreams_known: AtomicBool,
-    ending: AtomicBool,
-    gauge: IntGauge,
-}
-
-impl Readiness {
-    pub fn new(gauge: IntGauge) -> Arc<Self> {
-        Arc::new(Self {
-            upstreams_known: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
-            gauge,
-        })
-    }
-
-    /// Each upstream was resolved and asked once. Tells systemd the first time.
-    pub fn upstreams_known(&self) {
-        if !self.upstreams_known.swap(true, Ordering::AcqRel) {
-            self.gauge.set(1);
-            tell(&[NotifyState::Ready]);
-            info!("Ready.");
-        }
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.upstreams_known.load(Ordering::Acquire) && !self.ending.load(Ordering::Acquire)
-    }
-
-    fn withdraw(&self) {
-        self.ending.store(true, Ordering::Release);
-        self.gauge.set(0);
-        tell(&[NotifyState::Stopping]);
-    }
-}
 
 /// Tells the service manager, if there is one; that there is none is no error.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(cause) = sd_notify::notify(false, states) {
         warn!("Cannot notify systemd. cause=\"{cause}\"");
+    }
+}
+
+/// Notes that the upstreams are known; the first time, the gateway is ready and says so.
+pub fn upstreams_known(readiness: &Readiness) {
+    if readiness.upstreams_known() {
+        tell(&[NotifyState::Ready]);
+        info!("Ready.");
     }
 }
 
@@ -102,6 +73,7 @@ impl ShutdownSignalWatch for StopSignal {
             self.pause
         );
         self.readiness.withdraw();
+        tell(&[NotifyState::Stopping]);
         self.in_flight.begin_drain();
         tokio::select! {
             () = tokio::time::sleep(self.pause) => ShutdownSignal::GracefulTerminate,

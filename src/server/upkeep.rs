@@ -13,9 +13,10 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Notify;
 
-use super::lifecycle::Readiness;
+use super::lifecycle::upstreams_known;
 use crate::config::settings::UpstreamId;
 use crate::snapshot::Current;
+use crate::telemetry::readiness::Readiness;
 use crate::upstream::pool::Pool;
 use crate::upstream::{discovery, probe};
 
@@ -44,7 +45,7 @@ impl BackgroundService for Upkeep {
         loop {
             let pools = self.current.load().pools.clone();
             self.round(&pools, &connector, &mut due).await;
-            self.readiness.upstreams_known();
+            upstreams_known(&self.readiness);
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
                 () = self.reloaded.notified() => due.clear(),

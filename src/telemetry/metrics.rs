@@ -117,9 +117,26 @@ impl Metrics {
             .observe(spent.as_secs_f64());
     }
 
+    /// Shows a request as being served.
+    pub fn show_in_flight(&self, surface: &str) -> Shown {
+        let gauge = self.requests_in_flight.with_label_values(&[surface]);
+        gauge.inc();
+        Shown(gauge)
+    }
+
     /// The gap histogram of a stream, resolved once so that a chunk costs no look-up.
     pub fn gaps(&self, model: &str) -> Histogram {
         self.time_between_chunks.with_label_values(&[model])
+    }
+}
+
+/// A request in the gauge of its surface, until it is dropped.
+#[must_use]
+pub struct Shown(IntGauge);
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

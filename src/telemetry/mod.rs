@@ -3,3 +3,4 @@
 pub mod access_log;
 pub mod logger;
 pub mod metrics;
+pub mod readiness;

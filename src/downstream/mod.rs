@@ -1,0 +1,6 @@
+//! The client's side of a request: its connection, the clocks and the abuse that belong to it, and
+//! the count of what is in flight. Knows nothing of tenants, upstreams or answers.
+
+pub mod connection;
+pub mod in_flight;
+mod resets;
