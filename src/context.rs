@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderValue, Version};
 
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
@@ -31,6 +31,10 @@ pub struct Context {
     pub request_id: HeaderValue,
     pub family: Family,
     pub connection: Option<Arc<ConnectionState>>,
+    /// As the client spoke it.
+    pub protocol: Version,
+    /// Bytes of the request body, once it was read whole.
+    pub body_bytes: Option<usize>,
     _in_flight: RequestGuard,
     /// Keeps the request in the gauge of its surface.
     pub shown: Option<Shown>,
@@ -65,8 +69,6 @@ pub struct Routed {
     pub stream: bool,
     /// Usage was asked for by us alone: the extra chunk is taken out again.
     pub strip_usage: bool,
-    /// When the body was there and our own work went on.
-    pub ready: Instant,
 }
 
 /// What goes upstream as the body.
@@ -124,7 +126,6 @@ pub struct Answer {
     pub first_content: Option<Instant>,
     pub last_piece: Option<Instant>,
     pub gaps: Option<prometheus::Histogram>,
-    pub bytes: usize,
     pub upstream_trace: Option<String>,
     /// The proper end was seen and passed on.
     pub complete: bool,
@@ -186,6 +187,8 @@ impl Context {
             request_id: new_request_id(),
             family: Family::default(),
             connection: None,
+            protocol: Version::HTTP_11,
+            body_bytes: None,
             _in_flight: in_flight,
             shown: None,
             stage: Stage::Received,

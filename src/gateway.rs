@@ -35,10 +35,10 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
-use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::context::Context;
-use crate::downstream::in_flight::InFlight;
+use crate::downstream::in_flight::Requests;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
@@ -47,7 +47,7 @@ use crate::telemetry::metrics::Metrics;
 pub struct Gateway {
     pub current: Current,
     pub metrics: Arc<Metrics>,
-    pub in_flight: Arc<InFlight>,
+    pub in_flight: Arc<Requests>,
     pub bodies: Arc<BodyBudget>,
 }
 
@@ -186,6 +186,17 @@ impl ProxyHttp for Gateway {
     /// Pingora's own warnings name a request by its path, which is the client's text.
     fn request_summary(&self, _session: &Session, ctx: &Context) -> String {
         format!("request_id={}", ctx.request_id())
+    }
+
+    /// Attempts are counted and logged by the stages; Pingora's warnings would repeat it.
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Context,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
     }
 
     /// Every failure has its line in the access log; Pingora's own would be a second one.

@@ -75,14 +75,12 @@ impl Snapshot {
                 .collect(),
         });
         let routes = Routes::new(routes.collect::<Vec<_>>());
-        let files = settings
-            .files
-            .as_ref()
-            .and_then(|upstream| lane(upstream, ""));
-        let balance = settings
-            .balance
-            .as_ref()
-            .and_then(|upstream| lane(upstream, ""));
+        let of_account = |upstream: &Option<UpstreamId>| {
+            let pool = by_id.get(upstream.as_ref()?)?;
+            Some(Arc::new(pool.lane_of_first_account(registry)))
+        };
+        let files = of_account(&settings.files);
+        let balance = of_account(&settings.balance);
         let limits = &settings.server.limits;
         let head_limits = HeadLimits {
             max_head: limits.max_head,

@@ -11,7 +11,7 @@ use crate::server::tls::Acceptor;
 use crate::snapshot::Snapshot;
 use crate::upstream::pool::Registry;
 
-pub(super) fn check(path: &Path, other: Option<&Path>) -> Exit {
+pub(super) fn check(path: &Path, diff: bool) -> Exit {
     let loaded = match config::load(path) {
         Ok(loaded) => loaded,
         Err(mistakes) => return complain_of(&mistakes),
@@ -30,8 +30,8 @@ pub(super) fn check(path: &Path, other: Option<&Path>) -> Exit {
         problems.iter().for_each(|problem| complain(problem));
         return Exit::Misconfigured;
     }
-    if let Some(other) = other {
-        return show_difference(other, &settings);
+    if diff {
+        return show_difference(&settings);
     }
     print(&summary(&settings, files.len(), &digest))
 }
@@ -59,8 +59,9 @@ fn try_files(settings: &Arc<Settings>) -> Result<(), Vec<String>> {
     }
 }
 
-fn show_difference(other: &Path, settings: &Settings) -> Exit {
-    let running = match config::load(other) {
+/// Compares with what the gateway that shares this state directory keeps there.
+fn show_difference(settings: &Settings) -> Exit {
+    let running = match config::kept::load(&settings.server.state_dir) {
         Ok(loaded) => loaded.settings,
         Err(mistakes) => return complain_of(&mistakes),
     };

@@ -55,11 +55,23 @@ fn prepare(options: &Options) -> io::Result<(PathBuf, String)> {
     };
     let made = new_key("demo", Some("demo".to_owned())).map_err(io::Error::other)?;
     std::fs::create_dir_all(&stage.folder)?;
-    std::fs::write(stage.folder.join("upstream.key"), DEFAULT_KEY)?;
+    write_private(&stage.folder.join("upstream.key"), DEFAULT_KEY)?;
     let config = stage.folder.join("tidegate.yaml");
     std::fs::write(&config, configuration(&stage, &hash_text(&made.hash))?)?;
     let words = words(&stage, &config, made.key.expose());
     Ok((config, words))
+}
+
+/// For this user's eyes only, as a key should be.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 fn free(port: u16) -> io::Result<SocketAddr> {
@@ -102,7 +114,7 @@ fn configuration(stage: &Stage, hash: &str) -> io::Result<String> {
         },
         "logging": {"format": "text", "level": "info"},
         "tenants": [{
-            "id": "demo", "models": ["*"], "balance": true,
+            "id": "demo", "models": ["*"], "balance": true, "files": true,
             "credentials": [{"api_key": {"id": "demo", "hash": hash}}],
         }],
         "upstreams": [{

@@ -73,9 +73,9 @@ enum Verb {
         /// The configuration: a YAML file, or a folder of them
         #[arg(short, long, value_name = "PATH")]
         config: PathBuf,
-        /// Show what a reload from this other configuration would change
-        #[arg(long, value_name = "PATH")]
-        diff: Option<PathBuf>,
+        /// Show what a reload would change in the running gateway
+        #[arg(long)]
+        diff: bool,
     },
     /// Try the gateway, with an emulated DeepSeek behind it and a key to use
     Demo(demo::Options),
@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     };
     let exit = match arguments.verb {
         Verb::Run { config } => run::run(&config),
-        Verb::Check { config, diff } => check::check(&config, diff.as_deref()),
+        Verb::Check { config, diff } => check::check(&config, diff),
         Verb::Demo(options) => demo::demo(&options),
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),

@@ -119,14 +119,15 @@ pub struct Tenant {
     /// Stable name, seen in metrics, logs and the ledger.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub id: String,
-    /// Off: the tenant's credentials are refused, its history stays.
+    /// Off: the tenant's credentials are refused, the rest of it stays.
     pub enabled: bool,
     /// The public model names this tenant may use, or ["*"] for all.
     #[schemars(length(min = 1))]
     pub models: Vec<String>,
     /// May read `/user/balance`, which shows what is left of the provider account.
     pub balance: bool,
-    /// May use `/v1/files`.
+    /// May use `/v1/files`. Files belong to the upstream's account, not to a tenant: whoever may use
+    /// them sees and can delete everybody's.
     pub files: bool,
     /// Ways to prove to be this tenant; any one of them will do.
     #[schemars(length(min = 1))]
@@ -134,7 +135,8 @@ pub struct Tenant {
 }
 
 impl Default for Tenant {
-    /// The balance is the operator's affair, so it is off; files are part of the API, so they are on.
+    /// The balance is the operator's affair, so it is off; files belong to the account that all
+    /// tenants share, so whoever may use them sees everybody's: both are off.
     fn default() -> Self {
         let (id, models, credentials) = (String::new(), Vec::new(), Vec::new());
         Self {
@@ -142,7 +144,7 @@ impl Default for Tenant {
             enabled: true,
             models,
             balance: false,
-            files: true,
+            files: false,
             credentials,
         }
     }

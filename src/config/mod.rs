@@ -9,6 +9,7 @@
 mod check;
 pub mod diff;
 pub mod file;
+pub mod kept;
 mod mistake;
 mod nearest;
 mod position;
@@ -27,6 +28,7 @@ pub use settings::Settings;
 
 use mistake::Report;
 use secret::Sources;
+use source::Source;
 
 /// A configuration that can be used.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub struct Loaded {
     /// SHA-256 over the names and contents of these files, in hexadecimal. Secrets are not part of
     /// it: one may change behind an unchanged digest.
     pub digest: String,
+    /// The whole of it as one file, for [`kept::keep`].
+    pub kept: String,
 }
 
 /// Reads the configuration in the file or folder `path`. If it cannot be used: all mistakes, in the
@@ -52,7 +56,15 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<Mistake>> {
 
 /// As [`load`], with another environment for `${env:…}` and `${credential:…}`.
 pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Vec<Mistake>> {
-    let source = source::read(path)?;
+    judge(source::read(path)?, path, environment)
+}
+
+/// Holds what was read against the schema and the rules.
+fn judge(
+    source: Source,
+    path: &Path,
+    environment: Environment<'_>,
+) -> Result<Loaded, Vec<Mistake>> {
     let schema = schema::value();
     let mut report = Report::new(&source.files, &source.root);
     shape::walk(&schema, &source.root, &mut report);
@@ -77,6 +89,7 @@ pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Ve
         Some(settings) => Ok(Loaded {
             settings,
             warnings,
+            kept: kept::text(&source),
             files: source.files,
             digest: source.digest,
         }),

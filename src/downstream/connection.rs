@@ -25,7 +25,7 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use prometheus::IntCounter;
+use prometheus::IntCounterVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -40,9 +40,6 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long, and for how many bytes, a closed connection still takes in what the peer sends.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
-/// Said to an HTTP/1.1 peer whose head did not come in time.
-const TIMEOUT_ANSWER: &[u8] =
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +137,7 @@ pub struct Connection {
     taken: usize,
     h2c: bool,
     /// Heads that Pingora's parser refused.
-    bad_heads: IntCounter,
+    bad_heads: IntCounterVec,
     state: Arc<ConnectionState>,
     head_timeout: Duration,
     head_began: Instant,
@@ -162,7 +159,7 @@ struct Closing {
 pub struct ConnectionOptions {
     pub h2c: bool,
     pub head_timeout: Duration,
-    pub bad_heads: IntCounter,
+    pub bad_heads: IntCounterVec,
 }
 
 /// The socket, with or without TLS around it.
@@ -332,7 +329,12 @@ impl Connection {
             }
             (Phase::Head, _) if self.head_is_late(cx, read.is_pending()) => {
                 // Best effort: the connection closes whether or not this goes out or is read.
-                let _ = Pin::new(&mut self.io).poll_write(cx, TIMEOUT_ANSWER);
+                let refusal = Refusal::closing(
+                    Code::RequestTimeout,
+                    "The request head did not arrive in time.",
+                );
+                let answer = self.tell(&refusal);
+                let _ = Pin::new(&mut self.io).poll_write(cx, &answer);
                 let _ = Pin::new(&mut self.io).poll_flush(cx);
                 Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -356,6 +358,22 @@ impl Connection {
             .head_timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
         timer.as_mut().poll(cx).is_ready()
+    }
+
+    /// Counts a refusal that no hook has seen, and words it as a whole HTTP/1.1 answer.
+    fn tell(&self, refusal: &Refusal) -> Vec<u8> {
+        self.bad_heads
+            .with_label_values(&["none", refusal.code.as_str()])
+            .inc();
+        let request_id = uuid::Uuid::now_v7().simple().to_string();
+        let body = refusal.body(Family::OpenAi, &request_id);
+        format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             x-request-id: {request_id}\r\nconnection: close\r\n\r\n{body}",
+            refusal.status(),
+            body.len(),
+        )
+        .into_bytes()
     }
 
     fn give_back(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -415,9 +433,9 @@ impl AsyncWrite for Connection {
         }
         // No hook has run, so this is Pingora's own bare answer to a head it cannot parse: the
         // caller gets an error object like any other. It fits the empty write buffer whole.
-        let answer = bad_head_answer(buf);
+        let refusal = bad_head(buf);
+        let answer = this.tell(&refusal);
         ready!(Pin::new(&mut this.io).poll_write(cx, &answer))?;
-        this.bad_heads.inc();
         this.state.linger();
         this.state.set(Phase::Busy);
         Poll::Ready(Ok(buf.len()))
@@ -452,21 +470,11 @@ impl AsyncWrite for Connection {
 }
 
 /// What the caller of an unreadable head is told; `pingoras` is the answer that it replaces.
-fn bad_head_answer(pingoras: &[u8]) -> Vec<u8> {
-    let refusal = if pingoras.get(9..12) == Some(b"405") {
-        Refusal::closing(Code::MethodNotAllowed, "CONNECT is not taken here.")
-    } else {
-        Refusal::closing(Code::BadRequest, "The request head is not valid HTTP/1.1.")
-    };
-    let request_id = uuid::Uuid::now_v7().simple().to_string();
-    let body = refusal.body(Family::OpenAi, &request_id);
-    format!(
-        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
-         x-should-retry: false\r\nconnection: close\r\n\r\n{body}",
-        refusal.status(),
-        body.len(),
-    )
-    .into_bytes()
+fn bad_head(pingoras: &[u8]) -> Refusal {
+    if pingoras.get(9..12) == Some(b"405") {
+        return Refusal::closing(Code::MethodNotAllowed, "CONNECT is not taken here.");
+    }
+    Refusal::closing(Code::BadRequest, "The request head is not valid HTTP/1.1.")
 }
 
 #[async_trait]

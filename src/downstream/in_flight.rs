@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 /// The requests of the process.
 #[derive(Default)]
-pub struct InFlight {
+pub struct Requests {
     count: AtomicUsize,
     draining: AtomicBool,
     ended: Notify,
@@ -16,9 +16,9 @@ pub struct InFlight {
 
 /// One request under way.
 #[must_use]
-pub struct RequestGuard(Arc<InFlight>);
+pub struct RequestGuard(Arc<Requests>);
 
-impl InFlight {
+impl Requests {
     pub fn enter(self: &Arc<Self>) -> RequestGuard {
         self.count.fetch_add(1, Ordering::AcqRel);
         RequestGuard(self.clone())
@@ -63,7 +63,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_wait_ends_with_the_last_request() {
-        let requests = Arc::new(InFlight::default());
+        let requests = Arc::new(Requests::default());
         let (one, two) = (requests.enter(), requests.enter());
         let waiting = tokio::spawn({
             let requests = requests.clone();

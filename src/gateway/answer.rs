@@ -12,7 +12,7 @@ use pingora_proxy::{FailToProxy, Session};
 use super::Gateway;
 use crate::context::{Context, Routed, Watch};
 use crate::relay::answer::AnswerScanner;
-use crate::relay::event::Shape;
+use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
@@ -32,7 +32,11 @@ impl Gateway {
         if head.status.is_informational() {
             return Ok(());
         }
-        ctx.answer.status = head.status.as_u16();
+        let status = match head.status.as_u16() {
+            status @ 400.. => client_fault(status).status(),
+            _ => head.status,
+        };
+        ctx.answer.status = status.as_u16();
         ctx.refusal = None;
         ctx.answer.watch = watch(head, ctx.routed());
         ctx.answer.gaps = match &ctx.answer.watch {
@@ -45,6 +49,7 @@ impl Gateway {
             // HTTP/1.0 knows no chunks (RFC 9112 §7.1): the connection's end is the body's.
             answer.remove_header(&header::TRANSFER_ENCODING);
         }
+        answer.set_status(status)?;
         if matches!(ctx.answer.watch, Watch::Error { .. }) {
             answer.insert_header(header::CONTENT_TYPE, "application/json")?;
             answer.insert_header(forward::SHOULD_RETRY, "false")?;
@@ -64,7 +69,6 @@ impl Gateway {
         let now = Instant::now();
         check_clocks(ctx, now)?;
         let piece = body.take().unwrap_or_default();
-        ctx.answer.bytes += piece.len();
         if let Some(gaps) = &ctx.answer.gaps
             && !piece.is_empty()
             && let Some(last) = ctx.answer.last_piece.replace(now)
@@ -126,8 +130,9 @@ impl Gateway {
         };
         if proper {
             ctx.answer.complete = true;
-            let outcome = match ctx.answer.watch {
+            let outcome = match &ctx.answer.watch {
                 Watch::Error { .. } => "client_error",
+                _ if gave_up(&ctx.answer.watch) => "gave_up",
                 _ => "ok",
             };
             self.end_attempt(ctx, outcome);
@@ -190,17 +195,22 @@ impl Context {
             return None;
         };
         let held = scanner.finish();
-        if scanner.seen().error.is_some() {
-            return held;
-        }
+        let said = scanner.seen().error.clone();
         let refusal = Refusal::new(
             Code::StreamInterrupted,
             "The answer broke off; what came before this is incomplete.",
         );
         // An event that was cut in the middle must not swallow ours.
         let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
-        let detail = self.refusal.take().and_then(|earlier| earlier.detail);
+        let told = said
+            .as_ref()
+            .map(|error| format!("upstream said: {error:?}"));
+        let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
         self.refusal = Some(Refusal { detail, ..refusal });
+        if said.is_some() {
+            // The upstream has told the client itself.
+            return held;
+        }
         Some(join(held.unwrap_or_default(), Some(Bytes::from(event))))
     }
 }
@@ -221,6 +231,16 @@ fn check_clocks(ctx: &Context, now: Instant) -> Result<()> {
         _ => return Ok(()),
     };
     Error::e_explain(ErrorType::ReadTimedout, late).map_err(Error::into_up)
+}
+
+/// A proper end that is a failure all the same (`finish_reason`, create-chat-completion page).
+fn gave_up(watch: &Watch) -> bool {
+    let reason = match watch {
+        Watch::Stream(scanner) => scanner.seen().finish_reason,
+        Watch::Whole(scanner) => scanner.seen().finish_reason,
+        Watch::Nothing | Watch::Error { .. } => None,
+    };
+    reason.is_some_and(FinishReason::is_failure)
 }
 
 fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
@@ -269,16 +289,22 @@ pub(super) fn upstream_error(status: u16, body: &[u8]) -> Refusal {
                 .as_str()
                 .map(|text| text.chars().take(2_000).collect())
         });
-    let code = match status {
+    let code = client_fault(status);
+    let message =
+        told.unwrap_or_else(|| format!("The upstream refused the request with status {status}."));
+    Refusal::new(code, message).detail(format!("upstream status {status}"))
+}
+
+/// The code, and with it the status, for an upstream's "your request is bad".
+fn client_fault(status: u16) -> Code {
+    match status {
         404 => Code::NotFound,
         405 => Code::MethodNotAllowed,
         413 => Code::BodyTooLarge,
         415 => Code::UnsupportedEncoding,
+        422 => Code::Unprocessable,
         _ => Code::InvalidRequest,
-    };
-    let message =
-        told.unwrap_or_else(|| format!("The upstream refused the request with status {status}."));
-    Refusal::new(code, message).detail(format!("upstream status {status}"))
+    }
 }
 
 fn join(first: Bytes, second: Option<Bytes>) -> Bytes {

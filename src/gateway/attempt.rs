@@ -49,11 +49,6 @@ impl Gateway {
                 continue;
             };
             let peer = slot.template.at(address);
-            if ctx.attempts.made == 0 {
-                let ready = ctx.routed().map_or(ctx.started, |routed| routed.ready);
-                self.metrics
-                    .own_work("admit", now.saturating_duration_since(ready));
-            }
             ctx.attempts.made += 1;
             ctx.attempts.current = Some(Attempt {
                 chosen,
@@ -61,6 +56,7 @@ impl Gateway {
                 began: now,
                 sent: false,
             });
+            self.metrics.own_work("choose", now.elapsed());
             return Ok(Box::new(peer));
         }
         // A failure of an earlier attempt says more than "nothing is left".

@@ -52,7 +52,8 @@ impl Gateway {
     /// Sets the clocks that Pingora leaves open.
     pub(super) fn begin(&self, session: &mut Session, ctx: &mut Context) {
         let limits = &ctx.snapshot.settings.server.limits;
-        let multiplexed = session.req_header().version == Version::HTTP_2;
+        ctx.protocol = session.req_header().version;
+        let multiplexed = ctx.protocol == Version::HTTP_2;
         ctx.connection = ConnectionState::of(session.digest()).cloned();
         if let Some(connection) = &ctx.connection {
             connection.begin_request(multiplexed);
@@ -130,7 +131,6 @@ impl Gateway {
                 body,
                 stream: false,
                 strip_usage: false,
-                ready: Instant::now(),
             }
         };
         ctx.stage = Stage::Routed(Box::new(routed));
@@ -195,7 +195,7 @@ impl Gateway {
     async fn route_by_model(
         &self,
         session: &mut Session,
-        ctx: &Context,
+        ctx: &mut Context,
         framing: Framing,
         surface: &Surface,
         identity: tenant::Identity,
@@ -212,6 +212,7 @@ impl Gateway {
                 BodyError::Gone(error) => Stop::Gone(error),
             })?;
         let ready = Instant::now();
+        ctx.body_bytes = Some(body.bytes.len());
         let fields = scan::scan(&body.bytes)
             .map_err(|cause| Refusal::new(Code::InvalidBody, cause.to_string()))?;
         let model = fields.model.as_ref().ok_or_else(|| {
@@ -261,7 +262,6 @@ impl Gateway {
             },
             stream,
             strip_usage,
-            ready,
         })
     }
 

@@ -147,7 +147,7 @@ impl Gateway {
             stream: ctx.routed().is_some_and(|routed| routed.stream),
             duration_ms: since_start(now),
             time_to_first_token_ms: ctx.answer.first_content.map(since_start),
-            request_bytes: session.body_bytes_read(),
+            request_bytes: ctx.body_bytes.unwrap_or_else(|| session.body_bytes_read()),
             response_bytes: session.body_bytes_sent(),
             prompt_tokens: None,
             cached_tokens: None,
@@ -155,7 +155,7 @@ impl Gateway {
             reasoning_tokens: None,
             finish_reason: finish_reason(ctx),
             upstream_trace: ctx.answer.upstream_trace.as_deref(),
-            protocol: protocol(request.version),
+            protocol: protocol(ctx.protocol),
         };
         line.with_usage(ctx.usage()).write();
     }

@@ -46,11 +46,6 @@ impl Gateway {
             return Err(self.empty_answer(ctx, status));
         }
         if head.status.is_success() {
-            if let Some(attempt) = &ctx.attempts.current {
-                attempt
-                    .account_slot()
-                    .inspect(|account| account.rest.wake());
-            }
             return Ok(());
         }
         let retry_after = retry_after(head);

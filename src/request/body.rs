@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::header;
-use pingora::{Error, ErrorType};
+use pingora::Error;
 use pingora_proxy::Session;
 use prometheus::IntGauge;
 
@@ -200,17 +200,6 @@ fn late(limits: BodyLimits) -> Refusal {
             "The request body did not arrive within {} seconds.",
             limits.timeout.as_secs()
         ),
-    )
-}
-
-/// Is this the error of a client that is gone, rather than of one that sent nonsense?
-pub fn is_departure(error: &Error) -> bool {
-    matches!(
-        error.etype(),
-        ErrorType::ConnectionClosed
-            | ErrorType::ReadError
-            | ErrorType::WriteError
-            | ErrorType::H2Error
     )
 }
 

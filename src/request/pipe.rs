@@ -9,7 +9,7 @@
 //! Only length-less bodies above 64 KiB come this way; SDKs announce lengths.
 
 use bytes::Bytes;
-use http::header;
+use http::{Version, header};
 use log::debug;
 use pingora::protocols::http::subrequest::server::{HttpSession as PipeSession, SubrequestHandle};
 use pingora::protocols::http::{HttpTask, ServerSession};
@@ -24,6 +24,8 @@ const MARKER: &[u8] = b"{";
 /// # Errors
 /// If Pingora does not take the request head it has parsed before, which would be a defect.
 pub async fn exchange(session: &mut Session) -> Result<()> {
+    // The internal session parses the head anew, as HTTP/1.1; Pingora would write "HTTP/2" there.
+    session.req_header_mut().set_version(Version::HTTP_11);
     let (mut pipe, handle) = PipeSession::new_from_session(&session.downstream_session);
     pipe.read_request().await?;
     // The head was taken as it came in; its framing is now the marker's.

@@ -88,6 +88,8 @@ codes! {
     InvalidBody = "invalid_body", StatusCode::BAD_REQUEST, Client, false;
     /// The upstream found fault with the request itself.
     InvalidRequest = "invalid_request", StatusCode::BAD_REQUEST, Client, false;
+    /// The upstream understood the request and cannot take its parameters.
+    Unprocessable = "unprocessable", StatusCode::UNPROCESSABLE_ENTITY, Client, false;
     MissingCredential = "missing_credential", StatusCode::UNAUTHORIZED, Client, false;
     InvalidCredential = "invalid_credential", StatusCode::UNAUTHORIZED, Client, false;
     /// The tenant is known but may not do this.
@@ -113,7 +115,6 @@ codes! {
     UpstreamTimeout = "upstream_timeout", StatusCode::GATEWAY_TIMEOUT, Upstream, true;
     /// All accounts are at their ceiling, or too many bodies are in memory.
     Overloaded = "overloaded", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
-    ShuttingDown = "shutting_down", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
     /// The answer broke off after content was sent; only ever seen inside a stream.
     StreamInterrupted = "stream_interrupted", StatusCode::BAD_GATEWAY, Upstream, true;
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use log::{debug, info, warn};
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
@@ -20,6 +21,7 @@ use pingora_limits::inflight::{Guard, Inflight};
 use pingora_proxy::HttpProxy;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::lifecycle::feed_watchdog;
 use super::tls::Acceptor;
 use crate::downstream::connection::{Connection, ConnectionOptions, ConnectionState};
 use crate::gateway::Gateway;
@@ -98,39 +100,85 @@ fn network(peer: IpAddr) -> IpAddr {
     }
 }
 
-/// A bound listener with the proxy that serves it.
-pub struct ListenerService {
-    name: String,
-    socket: Option<std::net::TcpListener>,
-    h2c: bool,
-    tls: Option<Arc<Acceptor>>,
-    proxy: Arc<HttpProxy<Gateway>>,
-    admittance: Arc<Admittance>,
+/// A bound socket and how its connections are treated.
+pub struct Listening {
+    pub socket: std::net::TcpListener,
+    pub h2c: bool,
+    pub tls: Option<Arc<Acceptor>>,
+}
+
+/// All listeners of the process, on one runtime.
+pub struct Listeners {
+    listening: Vec<Listening>,
+    front: Arc<Front>,
     threads: usize,
 }
 
-impl ListenerService {
+/// What accepted connections are handed to.
+struct Front {
+    proxy: Arc<HttpProxy<Gateway>>,
+    admittance: Arc<Admittance>,
+}
+
+impl Listeners {
     pub fn new(
-        socket: std::net::TcpListener,
-        h2c: bool,
-        tls: Option<Arc<Acceptor>>,
+        listening: Vec<Listening>,
         proxy: Arc<HttpProxy<Gateway>>,
         admittance: Arc<Admittance>,
         threads: usize,
-    ) -> io::Result<Self> {
-        let name = format!("listener {}", socket.local_addr()?);
-        Ok(Self {
-            name,
-            socket: Some(socket),
-            h2c,
-            tls,
-            proxy,
-            admittance,
+    ) -> Self {
+        let front = Arc::new(Front { proxy, admittance });
+        Self {
+            listening,
+            front,
             threads,
-        })
+        }
+    }
+}
+
+impl Front {
+    /// Accepts until the shutdown begins.
+    async fn accept_from(self: Arc<Self>, listening: Listening, mut shutdown: ShutdownWatch) {
+        let Listening { socket, h2c, tls } = listening;
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(cause) => return warn!("Cannot listen. cause=\"{cause}\""),
+        };
+        let address = listener
+            .local_addr()
+            .map_or_else(|_| "?".to_owned(), |address| address.to_string());
+        info!(
+            "Listening. address={address} tls={} h2c={h2c}",
+            tls.is_some()
+        );
+        loop {
+            tokio::select! {
+                biased;
+                changed = shutdown.changed() => {
+                    if changed.is_err() || *shutdown.borrow() {
+                        break;
+                    }
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => self.accepted(socket, peer, h2c, tls.clone(), &shutdown),
+                    Err(cause) => {
+                        warn!("Cannot accept. address={address} cause=\"{cause}\"");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        info!("No longer listening. address={address}");
     }
 
-    fn accepted(&self, socket: TcpStream, peer: SocketAddr, shutdown: &ShutdownWatch) {
+    fn accepted(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+        h2c: bool,
+        tls: Option<Arc<Acceptor>>,
+        shutdown: &ShutdownWatch,
+    ) {
         let place = match self.admittance.admit(peer.ip()) {
             Ok(place) => place,
             Err(reason) => {
@@ -142,18 +190,15 @@ impl ListenerService {
                 return;
             }
         };
+        let limits = &self.admittance.limits;
         let serve = Serve {
             options: ConnectionOptions {
-                h2c: self.h2c,
-                head_timeout: self.admittance.limits.head_timeout,
-                bad_heads: self
-                    .admittance
-                    .metrics
-                    .refusals
-                    .with_label_values(&["none", "bad_request"]),
+                h2c,
+                head_timeout: limits.head_timeout,
+                bad_heads: self.admittance.metrics.bad_heads(),
             },
-            tls: self.tls.clone(),
-            handshake_timeout: self.admittance.limits.tls_handshake_timeout,
+            tls,
+            handshake_timeout: limits.tls_handshake_timeout,
             proxy: self.proxy.clone(),
             shutdown: shutdown.clone(),
         };
@@ -199,56 +244,26 @@ impl Serve {
 }
 
 #[async_trait]
-impl Service for ListenerService {
+impl Service for Listeners {
     async fn start_service(
         &mut self,
         _fds: Option<ListenFds>,
-        mut shutdown: ShutdownWatch,
+        shutdown: ShutdownWatch,
         _listeners_per_fd: usize,
     ) {
-        let Some(socket) = self.socket.take() else {
-            return;
-        };
-        let listener = match TcpListener::from_std(socket) {
-            Ok(listener) => listener,
-            Err(cause) => {
-                warn!(
-                    "Cannot listen. listener=\"{}\" cause=\"{cause}\"",
-                    self.name
-                );
-                return;
-            }
-        };
-        info!(
-            "Listening. listener=\"{}\" tls={} h2c={}",
-            self.name,
-            self.tls.is_some(),
-            self.h2c
-        );
-        loop {
-            tokio::select! {
-                biased;
-                changed = shutdown.changed() => {
-                    if changed.is_err() || *shutdown.borrow() {
-                        break;
-                    }
-                }
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => self.accepted(socket, peer, &shutdown),
-                    Err(cause) => {
-                        warn!("Cannot accept. listener=\"{}\" cause=\"{cause}\"", self.name);
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        drop(listener);
-        info!("No longer listening. listener=\"{}\"", self.name);
-        self.proxy.cleanup().await;
+        // Here, so that a runtime that no longer serves requests no longer pings either.
+        let watchdog = tokio::spawn(feed_watchdog());
+        let loops = self.listening.drain(..).map(|listening| {
+            tokio::spawn(self.front.clone().accept_from(listening, shutdown.clone()))
+        });
+        join_all(loops.collect::<Vec<_>>()).await;
+        self.front.proxy.cleanup().await;
+        // Streams go on in this runtime; the watchdog is fed until the process ends.
+        let _ = watchdog.await;
     }
 
-    fn name(&self) -> &str {
-        &self.name
+    fn name(&self) -> &'static str {
+        "listeners"
     }
 
     fn threads(&self) -> Option<usize> {

@@ -17,7 +17,7 @@ use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
-use super::accept::{AcceptLimits, Admittance, ListenerService};
+use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
 use super::lifecycle::{LastOneOut, StopSignal};
 use super::reload::Reloader;
 use super::tls::{Acceptor, CertificateError};
@@ -25,7 +25,7 @@ use super::upkeep::Upkeep;
 use crate::admin::AdminService;
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
-use crate::downstream::in_flight::InFlight;
+use crate::downstream::in_flight::Requests;
 use crate::gateway::Gateway;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Snapshot;
@@ -59,8 +59,6 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
     #[error("cannot set up the log: {0}")]
     Log(io::Error),
-    #[error("cannot set up the server: {0}")]
-    Server(String),
 }
 
 /// Runs the gateway until it is told to stop. On an orderly stop the process exits from within.
@@ -87,7 +85,7 @@ struct Parts {
     snapshot: Snapshot,
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
-    sockets: Vec<(TcpListener, Option<Arc<Acceptor>>, bool)>,
+    listening: Vec<Listening>,
     admin: Option<TcpListener>,
 }
 
@@ -102,10 +100,11 @@ impl Parts {
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
         }
+        keep_configuration(&loaded.settings.server.state_dir, &loaded.kept);
         let settings = Arc::new(loaded.settings);
         let registry = Arc::new(Registry::default());
         let snapshot = Snapshot::new(settings.clone(), &registry, Instant::now())?;
-        let mut sockets = Vec::new();
+        let mut listening = Vec::new();
         for listener in &settings.server.listeners {
             let acceptor = listener
                 .tls
@@ -113,7 +112,11 @@ impl Parts {
                 .map(Acceptor::new)
                 .transpose()?
                 .map(Arc::new);
-            sockets.push((bind(listener.address)?, acceptor, listener.h2c));
+            listening.push(Listening {
+                socket: bind(listener.address)?,
+                h2c: listener.h2c,
+                tls: acceptor,
+            });
         }
         let admin = settings
             .server
@@ -127,7 +130,7 @@ impl Parts {
             snapshot,
             registry,
             metrics,
-            sockets,
+            listening,
             admin,
         })
     }
@@ -139,13 +142,13 @@ impl Parts {
             snapshot,
             registry,
             metrics,
-            sockets,
+            listening,
             admin,
         } = self;
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&settings.server));
         server.bootstrap();
         let current = Arc::new(ArcSwap::from_pointee(snapshot));
-        let in_flight = Arc::new(InFlight::default());
+        let in_flight = Arc::new(Requests::default());
         let readiness = Readiness::new(metrics.ready.clone());
         let reloaded = Arc::new(Notify::new());
         let limits = &settings.server.limits;
@@ -157,21 +160,16 @@ impl Parts {
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
         let admittance = Admittance::new(accept_limits(limits), metrics.clone());
-        let acceptors = sockets
+        let acceptors = listening
             .iter()
-            .map(|(_, acceptor, _)| acceptor.clone())
+            .map(|listening| listening.tls.clone())
             .collect();
-        for (socket, acceptor, h2c) in sockets {
-            let service = ListenerService::new(
-                socket,
-                h2c,
-                acceptor,
-                proxy.clone(),
-                admittance.clone(),
-                settings.server.threads,
-            );
-            server.add_service(service.map_err(|cause| StartError::Server(cause.to_string()))?);
-        }
+        server.add_service(Listeners::new(
+            listening,
+            proxy,
+            admittance,
+            settings.server.threads,
+        ));
         if let (Some(socket), Some(settings)) = (admin, &settings.server.admin) {
             let service = AdminService::new(
                 socket,
@@ -215,6 +213,16 @@ impl Parts {
             shutdown_signal: Box::new(stop),
         });
         Ok(())
+    }
+}
+
+/// Keeps the configuration in use where `check --diff` finds it; serving does not depend on it.
+pub(super) fn keep_configuration(state_dir: &Path, text: &str) {
+    if let Err(cause) = config::kept::keep(state_dir, text) {
+        warn!(
+            "Cannot keep the configuration in use; `check --diff` will not find it. state_dir={} cause=\"{cause}\"",
+            state_dir.display()
+        );
     }
 }
 

@@ -15,7 +15,7 @@ use pingora::services::background::BackgroundService;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::downstream::in_flight::InFlight;
+use crate::downstream::in_flight::Requests;
 use crate::telemetry::logger::Flusher;
 use crate::telemetry::readiness::Readiness;
 
@@ -49,7 +49,7 @@ pub fn tell_reload(done: bool) {
 /// Pingora's question "when shall we stop?", answered.
 pub struct StopSignal {
     pub readiness: Arc<Readiness>,
-    pub in_flight: Arc<InFlight>,
+    pub in_flight: Arc<Requests>,
     pub pause: Duration,
 }
 
@@ -83,9 +83,9 @@ impl ShutdownSignalWatch for StopSignal {
     }
 }
 
-/// Ends the process with the last request, and feeds systemd's watchdog until then.
+/// Ends the process with the last request.
 pub struct LastOneOut {
-    pub in_flight: Arc<InFlight>,
+    pub in_flight: Arc<Requests>,
     pub grace: Duration,
     pub flusher: Flusher,
 }
@@ -93,7 +93,6 @@ pub struct LastOneOut {
 #[async_trait]
 impl BackgroundService for LastOneOut {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let watchdog = tokio::spawn(feed_watchdog());
         while !*shutdown.borrow() {
             if shutdown.changed().await.is_err() {
                 return;
@@ -110,7 +109,6 @@ impl BackgroundService for LastOneOut {
             self.in_flight.count(),
             began.elapsed()
         );
-        watchdog.abort();
         self.flusher.flush(FLUSH_TIME);
         exit();
     }
@@ -139,8 +137,8 @@ async fn second_signal() {
     }
 }
 
-/// Twice per interval, as sd_watchdog_enabled(3) advises.
-async fn feed_watchdog() {
+/// Pings systemd's watchdog, twice per interval as sd_watchdog_enabled(3) advises.
+pub async fn feed_watchdog() {
     let mut micros = 0;
     if !sd_notify::watchdog_enabled(false, &mut micros) || micros == 0 {
         return;

@@ -15,6 +15,7 @@ use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::assemble::keep_configuration;
 use super::lifecycle::tell_reload;
 use super::tls::Acceptor;
 use crate::config::{self, Mistake, diff};
@@ -78,6 +79,7 @@ impl Reloader {
         let snapshot = Snapshot::new(Arc::new(settings), &self.registry, Instant::now())?;
         self.reload_certificates(&snapshot)?;
         logger::set_level(snapshot.settings.logging.level);
+        keep_configuration(&snapshot.settings.server.state_dir, &loaded.kept);
         self.current.store(Arc::new(snapshot));
         self.reloaded.notify_one();
         for change in &difference.changed {

@@ -111,6 +111,11 @@ impl Metrics {
             .inc();
     }
 
+    /// Heads that the parser refused, before any hook ran.
+    pub fn bad_heads(&self) -> IntCounterVec {
+        self.refusals.clone()
+    }
+
     pub fn own_work(&self, phase: &str, spent: Duration) {
         self.overhead
             .with_label_values(&[phase])

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 /// Requests in flight at one account for one model.
 #[derive(Debug, Default)]
-pub struct InFlight(AtomicU32);
+pub struct Places(AtomicU32);
 
-impl InFlight {
+impl Places {
     pub fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -32,7 +32,7 @@ impl InFlight {
 /// A held place at an account.
 #[must_use]
 #[derive(Debug)]
-pub struct AccountLease(Arc<InFlight>);
+pub struct AccountLease(Arc<Places>);
 
 impl Drop for AccountLease {
     fn drop(&mut self) {
@@ -60,10 +60,6 @@ impl Rest {
     pub fn rest(&self, now: Instant, pause: Duration) {
         self.until
             .fetch_max(self.millis(now + pause), Ordering::AcqRel);
-    }
-
-    pub fn wake(&self) {
-        self.until.store(0, Ordering::Release);
     }
 
     pub fn is_resting(&self, now: Instant) -> bool {
@@ -97,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_ceiling_is_never_passed_and_a_drop_gives_the_place_back() {
-        let in_flight = Arc::new(InFlight::default());
+        let in_flight = Arc::new(Places::default());
         let first = in_flight.acquire(Some(2)).unwrap();
         let _second = in_flight.acquire(Some(2)).unwrap();
         assert!(in_flight.acquire(Some(2)).is_none());
@@ -108,7 +104,7 @@ mod tests {
 
     #[test]
     fn many_threads_cannot_take_one_place_too_many() {
-        let in_flight = Arc::new(InFlight::default());
+        let in_flight = Arc::new(Places::default());
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -124,16 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_ends_by_itself_or_when_woken() {
+    fn the_longest_rest_counts_and_ends_by_itself() {
         let start = Instant::now();
         let rest = Rest::new(start);
         rest.rest(start, Duration::from_secs(5));
         rest.rest(start, Duration::from_secs(1));
         assert!(rest.is_resting(start + Duration::from_secs(4)));
         assert!(!rest.is_resting(start + Duration::from_secs(5)));
-        rest.rest(start, Duration::from_secs(60));
-        rest.wake();
-        assert!(!rest.is_resting(start));
     }
 
     #[test]

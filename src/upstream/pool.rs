@@ -13,7 +13,7 @@ use std::time::Instant;
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 
-use super::account::{AccountLease, InFlight, Rest};
+use super::account::{AccountLease, Places, Rest};
 use super::balance::{self, AccountView, EndpointView, NoAccount};
 use super::endpoint::{EndpointLease, EndpointState};
 use super::health::Thresholds;
@@ -31,13 +31,13 @@ type AccountKey = (UpstreamId, AccountId);
 /// The state of all accounts and endpoints ever configured, by id.
 #[derive(Default)]
 pub struct Registry {
-    in_flight: Mutex<HashMap<(AccountKey, String), Arc<InFlight>>>,
+    in_flight: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
     rests: Mutex<HashMap<AccountKey, Arc<Rest>>>,
     endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
 }
 
 impl Registry {
-    fn in_flight(&self, account: &AccountKey, model: &str) -> Arc<InFlight> {
+    fn in_flight(&self, account: &AccountKey, model: &str) -> Arc<Places> {
         self.in_flight
             .lock()
             .entry((account.clone(), model.to_owned()))
@@ -94,7 +94,7 @@ pub struct Lane {
 }
 
 struct Place {
-    in_flight: Arc<InFlight>,
+    in_flight: Arc<Places>,
     ceiling: Option<u32>,
 }
 
@@ -203,6 +203,13 @@ impl Pool {
             model: model.to_owned(),
             places,
         }
+    }
+
+    /// The places of the first account alone, for what belongs to an account: files, the balance.
+    pub fn lane_of_first_account(self: &Arc<Self>, registry: &Registry) -> Lane {
+        let mut lane = self.lane(registry, "");
+        lane.places.truncate(1);
+        lane
     }
 
     pub fn thresholds(&self) -> Thresholds {
