@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# 1.4 is what Debian 12's systemd measures, 1.6 what we promise.
+# 1.2 is what Debian 12's systemd measures, 1.6 what we promise.
 UNIT := systemd/tidegate.service
 UNIT_THRESHOLD := 16
 

@@ -1,7 +1,11 @@
 //! What the byte-level core costs: the scan and the edit of requests, and the
 //! scanners that watch answers. Throughput where bytes dominate, time per event
 //! where they do not.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a bench may stop loudly; it is no interface"
+)]
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};

@@ -115,6 +115,8 @@ pub struct Attempt {
     pub began: Instant,
     /// The request head went out: from here on a failure may have cost money.
     pub sent: bool,
+    /// An answer's head came in: the connection was alive.
+    pub answered: bool,
 }
 
 /// What comes back.

@@ -51,7 +51,7 @@ fn prepare(options: &Options) -> io::Result<(PathBuf, String)> {
         gateway: free(options.port)?,
         admin: free(options.admin_port)?,
         emulator: start_emulator()?,
-        folder: std::env::temp_dir().join(format!("tidegate-demo-{}", std::process::id())),
+        folder: std::env::temp_dir().join(format!("tidegate-demo-{}", options.port)),
     };
     let made = new_key("demo", Some("demo".to_owned())).map_err(io::Error::other)?;
     std::fs::create_dir_all(&stage.folder)?;

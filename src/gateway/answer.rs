@@ -15,6 +15,7 @@ use crate::relay::answer::AnswerScanner;
 use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
+use crate::request::pipe;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
 
@@ -167,6 +168,7 @@ impl Gateway {
             if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.
                 let _ = session.write_response_body(Some(event), false).await;
+                pipe::let_out(&session.downstream_session).await;
             }
             return gone;
         }
@@ -174,14 +176,16 @@ impl Gateway {
             Refusal::new(Code::Internal, "The gateway failed to handle this request.")
                 .detail(error.to_string())
         });
-        let close = refusal.close;
+        // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
+        let refusal = Refusal {
+            close: true,
+            ..refusal
+        };
         let status = refusal.status().as_u16();
-        match self.refuse(session, ctx, refusal).await {
-            Ok(()) => FailToProxy {
-                error_code: status,
-                can_reuse_downstream: !close,
-            },
-            Err(_) => gone,
+        let told = self.refuse(session, ctx, refusal).await.is_ok();
+        FailToProxy {
+            error_code: if told { status } else { 0 },
+            can_reuse_downstream: false,
         }
     }
 }

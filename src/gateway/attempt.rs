@@ -55,6 +55,7 @@ impl Gateway {
                 lane: lane.clone(),
                 began: now,
                 sent: false,
+                answered: false,
             });
             self.metrics.own_work("choose", now.elapsed());
             return Ok(Box::new(peer));

@@ -94,6 +94,11 @@ impl Gateway {
 
     async fn receive(&self, session: &mut Session, ctx: &mut Context) -> Result<Passage, Stop> {
         let framing = self.enter(session, ctx)?;
+        if framing == Framing::Open && ctx.protocol == Version::HTTP_11 {
+            // Pingora takes an empty chunk-size line for the last chunk, so after a chunked body
+            // nobody can be sure where the next request begins.
+            session.set_keepalive(None);
+        }
         self.identify(session, ctx)?;
         let Stage::Identified(surface, identity) =
             std::mem::replace(&mut ctx.stage, Stage::Received)

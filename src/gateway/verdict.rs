@@ -31,6 +31,9 @@ impl Gateway {
         if head.status == StatusCode::CONTINUE {
             return Ok(());
         }
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.answered = true;
+        }
         if forward::is_unasked(head.status) {
             let error = forward::not_trusted("an informational answer nobody asked for");
             let refusal = Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.");
@@ -42,12 +45,6 @@ impl Gateway {
             .and_then(|value| value.to_str().ok())
             .map(|text| text.chars().take(64).collect());
         let status = head.status.as_u16();
-        if is_empty(head) && answers_in_json(ctx) {
-            return Err(self.empty_answer(ctx, status));
-        }
-        if head.status.is_success() {
-            return Ok(());
-        }
         let retry_after = retry_after(head);
         if let (Some(pause), Some(attempt)) =
             (pause_after(status, retry_after), &ctx.attempts.current)
@@ -55,6 +52,12 @@ impl Gateway {
             attempt
                 .account_slot()
                 .inspect(|account| account.rest.rest(Instant::now(), pause));
+        }
+        if is_empty(head) && answers_in_json(ctx) {
+            return Err(self.empty_answer(ctx, status));
+        }
+        if head.status.is_success() {
+            return Ok(());
         }
         let Some(refusal) = refusal_for(status, retry_after) else {
             // The request's own fault: the upstream's words help, see gateway/answer.rs.
@@ -93,7 +96,12 @@ impl Gateway {
         reused: bool,
     ) -> Box<Error> {
         // Connections that were pooled and died unnoticed; the flag must be decided in any case.
-        let stale = reused && is_stale(&error);
+        let answered = ctx
+            .attempts
+            .current
+            .as_ref()
+            .is_some_and(|attempt| attempt.answered);
+        let stale = reused && !answered && is_stale(&error);
         error.retry.decide_reuse(false);
         let begun = session
             .response_written()

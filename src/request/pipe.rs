@@ -8,6 +8,8 @@
 //!
 //! Only length-less bodies above 64 KiB come this way; SDKs announce lengths.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Version, header};
 use log::debug;
@@ -18,6 +20,9 @@ use pingora_proxy::Session;
 
 /// What stands for the body inside Pingora; see [`super::body`].
 const MARKER: &[u8] = b"{";
+
+/// How long the last word before a reset may take to get out.
+const LAST_WORD: Duration = Duration::from_millis(20);
 
 /// Exchanges the session, the body of which has been read to its end.
 ///
@@ -77,6 +82,15 @@ async fn carry(mut client: ServerSession, handle: SubrequestHandle) {
     if complete {
         let _ = client.finish().await;
     } else {
+        let_out(&client).await;
         client.shutdown().await;
+    }
+}
+
+/// Before a stream is reset: an HTTP/2 reset throws away what is still queued, so the connection's
+/// task gets a moment to send the last word.
+pub async fn let_out(client: &ServerSession) {
+    if matches!(client, ServerSession::H2(_)) {
+        tokio::time::sleep(LAST_WORD).await;
     }
 }

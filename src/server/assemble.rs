@@ -231,7 +231,8 @@ fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> 
     let mut options = HttpServerOptions::default();
     // Whether a listener takes h2c is decided by its connections, see `Connection::try_peek`.
     options.h2c = true;
-    options.keepalive_request_limit = Some(limits.requests_per_connection);
+    // Pingora counts the times a connection is used again.
+    options.keepalive_request_limit = Some(limits.requests_per_connection.saturating_sub(1));
     options.h2_idle_timeout = Some(limits.idle_timeout);
     proxy.server_options = Some(options);
     let mut h2 = default_h2_options();

@@ -1,52 +1,81 @@
-//! Where log lines go: one writer thread behind a bounded queue, so that a slow terminal or pipe
-//! never holds up a request. Lines that do not fit are dropped and counted.
+//! Where log lines go: into memory, and from there by a thread of its own, some milliseconds'
+//! worth at a time, so that a request never waits for a terminal or a pipe and a line costs no
+//! system call. Lines that do not fit are dropped and counted.
 //!
 //! Two formats: JSON objects for machines, plain text for people. Access lines (see
 //! [`super::access_log`]) arrive as finished JSON and are passed on as they are.
 
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Target};
 use log::{LevelFilter, Record};
+use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
 
 use super::access_log;
 use crate::config::settings::{LogFormat, Logging};
 
-/// Lines waiting for the writer; at 500 bytes a line this is 4 MiB.
-const QUEUE: usize = 8192;
+/// Bytes waiting for the writer; some 8,000 access lines.
+const CAPACITY: usize = 4 << 20;
+/// How long lines are gathered before they are written together.
+const GATHER: Duration = Duration::from_millis(5);
 
-enum Message {
-    Line(Vec<u8>),
-    /// Answer when everything before this is written.
-    Flush(SyncSender<()>),
+/// Lines on their way to the writer.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// Rung when the first line comes in, or a flush is asked for.
+    filled: Condvar,
+    /// Rung when everything that waited has been written.
+    written: Condvar,
 }
 
-/// Keeps the way to the writer open; lets the end of the process wait for the last lines.
+#[derive(Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    flush: bool,
+    writing: bool,
+}
+
+/// Lets the end of the process wait for the last lines.
 #[derive(Clone)]
-pub struct Flusher(SyncSender<Message>);
+pub struct Flusher(Arc<Queue>);
 
 impl Flusher {
     /// Waits until all lines so far are written, at most `limit`.
     pub fn flush(&self, limit: Duration) {
-        let (done, written) = sync_channel(1);
-        if self.0.try_send(Message::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(limit);
+        let until = Instant::now() + limit;
+        let mut waiting = self.0.waiting.lock();
+        waiting.flush = true;
+        self.0.filled.notify_one();
+        while !waiting.lines.is_empty() || waiting.writing {
+            if self.0.written.wait_until(&mut waiting, until).timed_out() {
+                return;
+            }
         }
     }
 }
 
-struct Queue {
-    lines: SyncSender<Message>,
+/// The end of the queue that env_logger writes to.
+struct Inlet {
+    queue: Arc<Queue>,
     dropped: IntCounter,
 }
 
-impl Write for Queue {
+impl Write for Inlet {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if let Err(TrySendError::Full(_)) = self.lines.try_send(Message::Line(line.to_vec())) {
+        let mut waiting = self.queue.waiting.lock();
+        if waiting.lines.len() + line.len() > CAPACITY {
             self.dropped.inc();
+            return Ok(line.len());
+        }
+        let first = waiting.lines.is_empty();
+        waiting.lines.extend_from_slice(line);
+        drop(waiting);
+        if first {
+            self.queue.filled.notify_one();
         }
         Ok(line.len())
     }
@@ -61,15 +90,18 @@ impl Write for Queue {
 /// # Errors
 /// If a logger is installed already or the writer thread cannot start.
 pub fn install(settings: &Logging, dropped: IntCounter) -> io::Result<Flusher> {
-    let (lines, queue) = sync_channel(QUEUE);
+    let queue = Arc::new(Queue::default());
+    let outlet = queue.clone();
     std::thread::Builder::new()
         .name("log writer".to_owned())
-        .spawn(move || write_out(&queue, io::stderr()))?;
+        .spawn(move || write_out(&outlet, io::stderr()))?;
     let format = settings.format;
     Builder::new()
-        .filter_level(LevelFilter::Trace)
-        .target(Target::Pipe(Box::new(Queue {
-            lines: lines.clone(),
+        // Below info, Pingora and h2 print heads and bodies as they are: credentials and prompts.
+        .filter_level(LevelFilter::Info)
+        .filter_module("tidegate", LevelFilter::Trace)
+        .target(Target::Pipe(Box::new(Inlet {
+            queue: queue.clone(),
             dropped,
         })))
         .format(move |out, record| match format {
@@ -79,7 +111,7 @@ pub fn install(settings: &Logging, dropped: IntCounter) -> io::Result<Flusher> {
         .try_init()
         .map_err(io::Error::other)?;
     set_level(settings.level);
-    Ok(Flusher(lines))
+    Ok(Flusher(queue))
 }
 
 /// Changes how much is logged, from the next line on.
@@ -87,22 +119,25 @@ pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-fn write_out(queue: &Receiver<Message>, out: impl Write) {
-    let mut out = BufWriter::new(out);
-    while let Ok(first) = queue.recv() {
-        let mut next = Some(first);
-        while let Some(message) = next {
-            match message {
-                // A closed standard error must not end the gateway.
-                Message::Line(line) => drop(out.write_all(&line)),
-                Message::Flush(done) => {
-                    let _ = out.flush();
-                    let _ = done.try_send(());
-                }
-            }
-            next = queue.try_recv().ok();
+fn write_out(queue: &Queue, mut out: impl Write) -> ! {
+    let mut batch = Vec::new();
+    loop {
+        let mut waiting = queue.waiting.lock();
+        while waiting.lines.is_empty() {
+            waiting.flush = false;
+            queue.filled.wait(&mut waiting);
         }
-        let _ = out.flush();
+        // More lines may ring meanwhile; only a flush cuts the gathering short.
+        let until = Instant::now() + GATHER;
+        while !waiting.flush && !queue.filled.wait_until(&mut waiting, until).timed_out() {}
+        std::mem::swap(&mut batch, &mut waiting.lines);
+        waiting.writing = true;
+        drop(waiting);
+        // A closed standard error must not end the gateway.
+        let _ = out.write_all(&batch).and_then(|()| out.flush());
+        batch.clear();
+        queue.waiting.lock().writing = false;
+        queue.written.notify_all();
     }
 }
 
@@ -138,26 +173,15 @@ pub fn colour_wanted(stream: &impl IsTerminal, no_color: Option<&std::ffi::OsStr
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex, PoisonError};
-
     use super::*;
 
+    /// Keeps what is written.
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
-    impl Kept {
-        fn text(&self) -> String {
-            String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
-                .into_owned()
-        }
-    }
-
     impl Write for Kept {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -166,37 +190,46 @@ mod tests {
         }
     }
 
+    fn inlet(queue: &Arc<Queue>) -> (Inlet, IntCounter) {
+        let dropped = IntCounter::new("dropped", "x").unwrap();
+        (
+            Inlet {
+                queue: queue.clone(),
+                dropped: dropped.clone(),
+            },
+            dropped,
+        )
+    }
+
     #[test]
     fn lines_come_out_whole_and_in_order() {
-        let (lines, queue) = sync_channel(QUEUE);
+        let queue = Arc::new(Queue::default());
         let kept = Kept::default();
-        let out = kept.clone();
-        let writer = std::thread::spawn(move || write_out(&queue, out));
+        let (outlet, out) = (queue.clone(), kept.clone());
+        std::thread::spawn(move || write_out(&outlet, out));
+        let (mut inlet, _) = inlet(&queue);
         for number in 0..100 {
-            lines
-                .try_send(Message::Line(format!("{number}\n").into_bytes()))
-                .ok()
-                .unwrap();
+            inlet.write_all(format!("{number}\n").as_bytes()).unwrap();
         }
-        Flusher(lines.clone()).flush(Duration::from_secs(5));
+        Flusher(queue).flush(Duration::from_secs(5));
         let wanted: String = (0..100).map(|number| format!("{number}\n")).collect();
-        assert_eq!(kept.text(), wanted);
-        drop(lines);
-        writer.join().unwrap();
+        assert_eq!(String::from_utf8(kept.0.lock().clone()).unwrap(), wanted);
     }
 
     #[test]
     fn a_full_queue_drops_and_counts_instead_of_waiting() {
-        let (lines, _queue) = sync_channel(1);
-        let dropped = IntCounter::new("dropped", "x").unwrap();
-        let mut queue = Queue {
-            lines,
-            dropped: dropped.clone(),
-        };
+        let queue = Arc::new(Queue::default());
+        let (mut inlet, dropped) = inlet(&queue);
+        let line = vec![b'x'; CAPACITY / 2];
         for _ in 0..5 {
-            queue.write_all(b"line\n").unwrap();
+            inlet.write_all(&line).unwrap();
         }
-        assert_eq!(dropped.get(), 4);
+        assert_eq!(dropped.get(), 3);
+    }
+
+    #[test]
+    fn a_flush_of_nothing_does_not_wait() {
+        Flusher(Arc::new(Queue::default())).flush(Duration::from_secs(60));
     }
 
     #[test]

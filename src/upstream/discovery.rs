@@ -14,9 +14,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn resolve(pool: &Pool) {
     for slot in &pool.endpoints {
         let endpoint = &slot.settings;
-        if let Ok(address) = endpoint.host.parse::<IpAddr>() {
-            slot.state
-                .set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
+        if endpoint.host.parse::<IpAddr>().is_ok() {
             continue;
         }
         let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));

@@ -6,6 +6,7 @@
 //! options) is made here once.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -171,9 +172,14 @@ impl Pool {
                     upstream: settings.id.clone(),
                     cause,
                 })?;
+            let state = registry.endpoint(&settings.id, &endpoint.url, now);
+            if let Ok(address) = endpoint.host.parse() {
+                // Nothing to resolve: usable at once.
+                state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
+            }
             endpoints.push(EndpointSlot {
                 settings: endpoint.clone(),
-                state: registry.endpoint(&settings.id, &endpoint.url, now),
+                state,
                 template,
                 authority: authority(&settings.id, endpoint)?,
             });

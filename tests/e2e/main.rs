@@ -1,0 +1,28 @@
+//! What tidegate promises, shown end to end: the real binary, real sockets, and the built-in
+//! emulator in the place of DeepSeek. One module per promise; the names of the tests are the
+//! promises in detail.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests may stop loudly, wait, and read the environment of the process they run in"
+)]
+
+mod bodies;
+mod capacity;
+mod command_line;
+mod docs;
+mod failover;
+mod framing;
+mod identity;
+mod lifecycle;
+mod passthrough;
+mod sdk;
+mod slow_clients;
+mod streaming;
+mod support;
+mod telemetry;

@@ -1,0 +1,160 @@
+//! Configurations for the tests: a small complete one, changed by JSON pointers.
+
+use std::fmt::Write;
+use std::fs::Permissions;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tidegate::identity::api_key;
+
+use super::Emulator;
+
+/// The token of the admin listener.
+pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests";
+
+/// A configuration before it has ports.
+///
+/// Tenants: `acme` may do everything; `limited` may use `deepseek-flash` and neither files nor
+/// balance; `closed` is disabled. Their keys are [`key`]`("acme")` and so on. One upstream
+/// `deepseek` with the emulator's accounts. Listeners and the admin listener get their addresses
+/// when the gateway starts.
+#[derive(Clone)]
+pub struct Config {
+    pub value: Value,
+    pub(super) files: Vec<(String, Vec<u8>)>,
+    pub(super) environment: Vec<(String, String)>,
+}
+
+/// The key with the readable id `id`; the same in every test.
+pub fn key(id: &str) -> String {
+    api_key::make(id, &[7; 32]).key.expose().to_owned()
+}
+
+/// The line of the configuration by which a tenant is known by [`key`]`(id)`.
+fn credential(id: &str) -> Value {
+    let mut hash = "sha256:".to_owned();
+    for byte in api_key::make(id, &[7; 32]).hash {
+        write!(hash, "{byte:02x}").unwrap();
+    }
+    json!({"api_key": {"id": id, "hash": hash}})
+}
+
+/// A tenant `id` that may use every model and shows [`key`]`(id)`.
+pub fn tenant(id: &str) -> Value {
+    json!({"id": id, "models": ["*"], "balance": true, "files": true, "credentials": [credential(id)]})
+}
+
+fn step_into<'a>(value: &'a mut Value, step: &str) -> &'a mut Value {
+    if !value.is_array() {
+        return &mut value[step];
+    }
+    let items = value.as_array_mut().unwrap();
+    let index = if step == "-" {
+        items.push(Value::Null);
+        items.len() - 1
+    } else {
+        step.parse().unwrap()
+    };
+    &mut value[index]
+}
+
+impl Config {
+    /// Leads to one emulator with its accounts.
+    pub fn for_emulator(emulator: &Emulator) -> Self {
+        Self::for_urls(&[emulator.url()], emulator.accounts())
+    }
+
+    /// Leads to these endpoints with these accounts (name, key).
+    pub fn for_urls(urls: &[String], accounts: &[(String, String)]) -> Self {
+        let endpoints: Vec<_> = urls.iter().map(|url| json!({"url": url})).collect();
+        let mut files = vec![("admin.token".to_owned(), ADMIN_TOKEN.into())];
+        let mut slots = Vec::new();
+        for (name, key) in accounts {
+            files.push((format!("{name}.key"), key.clone().into_bytes()));
+            slots.push(json!({"id": name, "api_key": format!("${{file:{name}.key}}")}));
+        }
+        let limited = json!({
+            "id": "limited", "models": ["deepseek-flash"],
+            "credentials": [credential("limited")],
+        });
+        let closed = json!({
+            "id": "closed", "enabled": false, "models": ["*"], "credentials": [credential("closed")],
+        });
+        let value = json!({
+            "server": {
+                "threads": 2,
+                "state_dir": "state",
+                "listeners": [{"h2c": true}],
+                "admin": {"token": "${file:admin.token}"},
+                "shutdown_grace": "10s",
+            },
+            "tenants": [tenant("acme"), limited, closed],
+            "upstreams": [{"id": "deepseek", "endpoints": endpoints, "accounts": slots}],
+            "models": {
+                "deepseek-flash": {"variants": [{"upstream": "deepseek", "model": "deepseek-flash"}]},
+                "deepseek-v4-pro": {"variants": [{"upstream": "deepseek", "model": "deepseek-v4-pro"}]},
+                "deepseek-chat": {"alias": "deepseek-flash", "set": {"thinking": {"type": "disabled"}}},
+                "deepseek-reasoner": {"alias": "deepseek-flash", "set": {"thinking": {"type": "enabled"}}},
+            },
+        });
+        Self {
+            value,
+            files,
+            environment: Vec::new(),
+        }
+    }
+
+    /// Sets the value at a JSON pointer; missing maps on the way are made, `-` appends to a list.
+    #[must_use]
+    pub fn set(mut self, pointer: &str, value: Value) -> Self {
+        let mut at = &mut self.value;
+        for step in pointer.trim_start_matches('/').split('/') {
+            at = step_into(at, step);
+        }
+        *at = value;
+        self
+    }
+
+    /// Sets one of `server.limits`.
+    #[must_use]
+    pub fn limit(self, name: &str, value: impl Into<Value>) -> Self {
+        self.set(&format!("/server/limits/{name}"), value.into())
+    }
+
+    /// Puts a file beside the configuration.
+    #[must_use]
+    pub fn file(mut self, name: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.files.push((name.to_owned(), content.into()));
+        self
+    }
+
+    /// Sets an environment variable of the gateway's process.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Number of listeners for tenants.
+    pub(super) fn listeners(&self) -> usize {
+        self.value["server"]["listeners"].as_array().unwrap().len()
+    }
+
+    /// Writes `tidegate.yaml` and its files into `folder`, with the addresses filled in.
+    pub(super) fn write(&self, folder: &Path, listeners: &[SocketAddr], admin: SocketAddr) {
+        for (name, content) in &self.files {
+            let path = folder.join(name);
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        }
+        let mut value = self.value.clone();
+        for (index, address) in listeners.iter().enumerate() {
+            value["server"]["listeners"][index]["address"] = json!(address.to_string());
+        }
+        value["server"]["admin"]["address"] = json!(admin.to_string());
+        let text = serde_yaml::to_string(&value).unwrap();
+        std::fs::write(folder.join("tidegate.yaml"), text).unwrap();
+    }
+}

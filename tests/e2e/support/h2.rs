@@ -1,0 +1,99 @@
+//! An HTTP/2 client, by prior knowledge or over TLS, that decides itself whether a body announces
+//! its length.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::Response;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use pingora::protocols::tls::SslStream;
+use tokio::net::TcpStream;
+
+use super::Piece;
+
+pub type Body = BoxBody<Bytes, Infallible>;
+pub type Sender = SendRequest<Body>;
+
+/// Connects by prior knowledge.
+pub async fn connect(to: SocketAddr) -> Sender {
+    let stream = TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let io = TokioIo::new(stream);
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// Connects over TLS and agrees on HTTP/2 by ALPN.
+pub async fn connect_tls(to: SocketAddr) -> Sender {
+    let stream = TcpStream::connect(to).await.unwrap();
+    let mut tls = SslStream::new(super::tls::client(b"\x02h2"), stream).unwrap();
+    tls.connect().await.unwrap();
+    let io = TokioIo::new(tls);
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// A body whose length is announced.
+pub fn sized(bytes: Bytes) -> Body {
+    Full::new(bytes).boxed()
+}
+
+/// A body in pieces whose length nobody knows.
+pub fn unsized_(bytes: Bytes, size: usize) -> Body {
+    let pieces: Vec<_> = (0..bytes.len())
+        .step_by(size)
+        .map(|at| Ok(Frame::data(bytes.slice(at..bytes.len().min(at + size)))))
+        .collect();
+    BodyExt::boxed(StreamBody::new(stream::iter(pieces)))
+}
+
+/// A body that begins and never goes on.
+pub fn stalled(beginning: &'static [u8]) -> Body {
+    let beginning = stream::iter([Ok(Frame::data(Bytes::from_static(beginning)))]);
+    let body = futures_util::StreamExt::chain(beginning, stream::pending());
+    BodyExt::boxed(StreamBody::new(body))
+}
+
+/// A POST of JSON with the key of `acme`.
+pub fn post(path: &str, body: Body) -> http::Request<Body> {
+    http::Request::post(format!("http://gateway{path}"))
+        .header("authorization", format!("Bearer {}", super::key("acme")))
+        .header("content-type", "application/json")
+        .body(body)
+        .unwrap()
+}
+
+/// The next piece of a body; `None` at its proper end, an error when it was reset.
+pub async fn next_piece(answer: &mut Response<Incoming>) -> Option<Result<Piece, hyper::Error>> {
+    loop {
+        match answer.body_mut().frame().await? {
+            Err(error) => return Some(Err(error)),
+            Ok(frame) => {
+                if let Ok(bytes) = frame.into_data() {
+                    let (at, bytes) = (Instant::now(), bytes.to_vec());
+                    return Some(Ok(Piece { at, bytes }));
+                }
+            }
+        }
+    }
+}
+
+/// All of a body.
+pub async fn whole(answer: Response<Incoming>) -> Vec<u8> {
+    answer
+        .into_body()
+        .collect()
+        .await
+        .unwrap()
+        .to_bytes()
+        .to_vec()
+}
