@@ -95,6 +95,8 @@ pub struct Attempts {
     /// Index into [`Routed::lanes`].
     pub lane: usize,
     pub current: Option<Attempt>,
+    /// Attempts that ran into a dead pooled connection; not counted in `made`.
+    pub stale: u32,
     /// The last failure may be followed by another attempt.
     pub again: bool,
     /// Where the last ended attempt went, for the record.
@@ -221,6 +223,15 @@ impl Context {
         match &self.stage {
             Stage::Routed(routed) => Some(routed),
             _ => None,
+        }
+    }
+
+    /// Gives the body and its share of the memory budget back.
+    pub fn let_go_of_body(&mut self) {
+        if let Stage::Routed(routed) = &mut self.stage
+            && matches!(routed.body, Outbound::Whole { .. })
+        {
+            routed.body = Outbound::None;
         }
     }
 

@@ -144,12 +144,12 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Context,
     ) -> Result<Option<Duration>> {
-        self.relay(body, end, ctx).map(|()| None)
+        self.relay(session, body, end, ctx).map(|()| None)
     }
 
     /// Trailers are dropped: nothing of ours needs them, and they are one more way around a head.
@@ -202,8 +202,9 @@ impl ProxyHttp for Gateway {
     /// Every failure has its line in the access log; Pingora's own would be a second one.
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
         debug!(
-            "Request failed. request_id={} cause=\"{error}\"",
-            ctx.request_id()
+            "Request failed. request_id={} cause={}",
+            ctx.request_id(),
+            error.etype().as_str()
         );
         true
     }

@@ -32,6 +32,8 @@ use crate::telemetry::readiness::Readiness;
 /// Operators and scrapers are few.
 const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Then the peer has to come again: one that does not read must not keep its place.
+const CONNECTION_TIME: Duration = Duration::from_secs(60);
 
 pub struct AdminService {
     socket: parking_lot::Mutex<Option<TcpListener>>,
@@ -104,7 +106,8 @@ impl BackgroundService for AdminService {
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD_TIMEOUT);
                 // A peer that breaks off is its own affair.
-                let _ = server.serve_connection(TokioIo::new(socket), service).await;
+                let served = server.serve_connection(TokioIo::new(socket), service);
+                let _ = tokio::time::timeout(CONNECTION_TIME, served).await;
                 drop(place);
             });
         }

@@ -51,15 +51,23 @@ fn prepare(options: &Options) -> io::Result<(PathBuf, String)> {
         gateway: free(options.port)?,
         admin: free(options.admin_port)?,
         emulator: start_emulator()?,
-        folder: std::env::temp_dir().join(format!("tidegate-demo-{}", options.port)),
+        folder: private_folder()?,
     };
     let made = new_key("demo", Some("demo".to_owned())).map_err(io::Error::other)?;
-    std::fs::create_dir_all(&stage.folder)?;
     write_private(&stage.folder.join("upstream.key"), DEFAULT_KEY)?;
     let config = stage.folder.join("tidegate.yaml");
     std::fs::write(&config, configuration(&stage, &hash_text(&made.hash))?)?;
     let words = words(&stage, &config, made.key.expose());
     Ok((config, words))
+}
+
+/// A new folder that no other user can have prepared.
+fn private_folder() -> io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let name = format!("tidegate-demo-{}", uuid::Uuid::new_v4().simple());
+    let folder = std::env::temp_dir().join(name);
+    std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+    Ok(folder)
 }
 
 /// For this user's eyes only, as a key should be.

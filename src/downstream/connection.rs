@@ -31,6 +31,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::resets::Resets;
+use super::transport::Transport;
 use crate::request::refusal::{Code, Family, Refusal};
 
 /// One TCP segment: a response head and the first event go out together, nothing waits for more.
@@ -162,77 +163,6 @@ pub struct ConnectionOptions {
     pub bad_heads: IntCounterVec,
 }
 
-/// The socket, with or without TLS around it.
-enum Transport {
-    Plain(BufWriter<TcpStream>),
-    Tls(Box<SslStream<BufWriter<TcpStream>>>),
-}
-
-impl Transport {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(io) => io.get_ref(),
-            Self::Tls(tls) => tls.get_ref().get_ref(),
-        }
-    }
-}
-
-impl AsyncRead for Transport {
-    /// Reads past the write buffer.
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io.get_mut()).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-}
-
 impl Connection {
     /// # Errors
     /// If the socket's addresses cannot be read: it is gone already.
@@ -262,10 +192,17 @@ impl Connection {
         let mut tls = SslStream::new(ssl, BufWriter::with_capacity(WRITE_BUFFER, socket))
             .map_err(io::Error::other)?;
         tls.accept().await.map_err(io::Error::other)?;
+        let mut peeked = Vec::new();
         if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
             state.set(Phase::Multiplexed);
+            // Pingora waits for the preface without a clock; here it falls under the handshake's.
+            peeked = read_preface(&mut tls).await?;
         }
-        Self::over(Transport::Tls(Box::new(tls)), state, options)
+        let connection = Self::over(Transport::Tls(Box::new(tls)), state, options)?;
+        Ok(Self {
+            peeked,
+            ..connection
+        })
     }
 
     fn over(
@@ -469,6 +406,23 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// Reads the HTTP/2 preface, or as much of what comes as could have been one.
+async fn read_preface(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut seen = Vec::with_capacity(H2_PREFACE.len());
+    while seen.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&seen) {
+        let mut bytes = [0u8; H2_PREFACE.len()];
+        let wanted = bytes
+            .get_mut(..H2_PREFACE.len() - seen.len())
+            .unwrap_or_default();
+        let count = io.read(wanted).await?;
+        if count == 0 {
+            break;
+        }
+        seen.extend_from_slice(bytes.get(..count).unwrap_or_default());
+    }
+    Ok(seen)
+}
+
 /// What the caller of an unreadable head is told; `pingoras` is the answer that it replaces.
 fn bad_head(pingoras: &[u8]) -> Refusal {
     if pingoras.get(9..12) == Some(b"405") {
@@ -486,18 +440,7 @@ impl Peek for Connection {
         if !self.h2c {
             return Ok(true);
         }
-        let mut seen = Vec::with_capacity(H2_PREFACE.len());
-        while seen.len() < H2_PREFACE.len() && H2_PREFACE.starts_with(&seen) {
-            let mut byte = [0u8; H2_PREFACE.len()];
-            let wanted = byte
-                .get_mut(..H2_PREFACE.len() - seen.len())
-                .unwrap_or_default();
-            let count = self.read(wanted).await?;
-            if count == 0 {
-                break;
-            }
-            seen.extend_from_slice(byte.get(..count).unwrap_or_default());
-        }
+        let seen = read_preface(self).await?;
         if seen == H2_PREFACE {
             self.state.set(Phase::Multiplexed);
         }

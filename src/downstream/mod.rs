@@ -4,3 +4,4 @@
 pub mod connection;
 pub mod in_flight;
 mod resets;
+mod transport;

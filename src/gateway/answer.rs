@@ -30,14 +30,13 @@ impl Gateway {
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        if head.status.is_informational() {
-            return Ok(());
-        }
         let status = match head.status.as_u16() {
             status @ 400.. => client_fault(status).status(),
             _ => head.status,
         };
         ctx.answer.status = status.as_u16();
+        ctx.answer.first_content = None;
+        ctx.answer.last_piece = None;
         ctx.refusal = None;
         ctx.answer.watch = watch(head, ctx.routed());
         ctx.answer.gaps = match &ctx.answer.watch {
@@ -63,12 +62,17 @@ impl Gateway {
     /// for an event of ours that it takes out.
     pub(super) fn relay(
         &self,
+        session: &Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
         let now = Instant::now();
         check_clocks(ctx, now)?;
+        if session.response_written().is_some() {
+            // There is no other attempt from here on: a long stream need not hold its question.
+            ctx.let_go_of_body();
+        }
         let piece = body.take().unwrap_or_default();
         if let Some(gaps) = &ctx.answer.gaps
             && !piece.is_empty()
@@ -174,7 +178,7 @@ impl Gateway {
         }
         let refusal = ctx.refusal.take().unwrap_or_else(|| {
             Refusal::new(Code::Internal, "The gateway failed to handle this request.")
-                .detail(error.to_string())
+                .detail(error.etype().as_str())
         });
         // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
         let refusal = Refusal {
@@ -208,7 +212,7 @@ impl Context {
         let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
         let told = said
             .as_ref()
-            .map(|error| format!("upstream said: {error:?}"));
+            .map(|error| format!("upstream said: kind={:?} code={:?}", error.kind, error.code));
         let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
         self.refusal = Some(Refusal { detail, ..refusal });
         if said.is_some() {
@@ -263,7 +267,7 @@ fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    if kind.starts_with("text/event-stream") {
+    if kind.to_ascii_lowercase().starts_with("text/event-stream") {
         Watch::Stream(Box::new(Scanner::new(shape, routed.strip_usage)))
     } else {
         Watch::Whole(Box::new(AnswerScanner::new(shape)))
@@ -289,14 +293,26 @@ pub(super) fn upstream_error(status: u16, body: &[u8]) -> Refusal {
             let message = value
                 .pointer("/error/message")
                 .or_else(|| value.get("message"))?;
-            message
-                .as_str()
-                .map(|text| text.chars().take(2_000).collect())
+            let text: String = message.as_str()?.chars().take(2_000).collect();
+            Some(without_keys(&text))
         });
     let code = client_fault(status);
     let message =
         told.unwrap_or_else(|| format!("The upstream refused the request with status {status}."));
     Refusal::new(code, message).detail(format!("upstream status {status}"))
+}
+
+/// A text of an upstream's without anything that looks like a key of ours: some echo the key they
+/// refuse, whole or its end.
+fn without_keys(text: &str) -> String {
+    let is_key = |word: &str| {
+        let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '*');
+        (word.starts_with("sk-") && word.len() > 8) || word.starts_with("***")
+    };
+    let words = text
+        .split(' ')
+        .map(|word| if is_key(word) { "[key]" } else { word });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The code, and with it the status, for an upstream's "your request is bad".
@@ -331,6 +347,11 @@ mod tests {
         );
         assert_eq!(refusal.message, "max_tokens is too large");
         assert_eq!(refusal.code, Code::InvalidRequest);
+        let refusal = upstream_error(
+            400,
+            br#"{"error":{"message":"Your key \"sk-0123456789ab\" (****89ab) is bad"}}"#,
+        );
+        assert_eq!(refusal.message, "Your key [key] [key] is bad");
         let refusal = upstream_error(422, b"<html>");
         assert!(refusal.message.contains("422"));
         let refusal = upstream_error(

@@ -33,6 +33,11 @@ impl Gateway {
             .unwrap_or_default();
         let mut full = false;
         while let Some(lane) = lanes.get(ctx.attempts.lane) {
+            let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
+            if !lane.pool.is_ready(now) && later.iter().any(|lane| lane.pool.is_ready(now)) {
+                ctx.attempts.next_lane();
+                continue;
+            }
             let chosen = match lane.choose(&ctx.attempts.tried, now) {
                 Ok(chosen) => chosen,
                 Err(reason) => {
@@ -112,7 +117,7 @@ impl Gateway {
             }
             Outbound::Whole { bytes, lane, .. } => {
                 if *lane != lane_index {
-                    *bytes = refit(bytes, &attempt.lane);
+                    *bytes = refit(bytes, &attempt.lane)?;
                     *lane = lane_index;
                 }
                 (
@@ -153,6 +158,16 @@ impl Gateway {
             Outbound::Whole { bytes, .. } => *body = Some(bytes.clone()),
             Outbound::Through { left, .. } => {
                 let piece = body.as_ref().map_or(0, Bytes::len) as u64;
+                let late = |attempt: &Attempt| {
+                    attempt.began.elapsed() > attempt.lane.pool.settings.timeouts.total
+                };
+                if ctx.attempts.current.as_ref().is_some_and(late) {
+                    ctx.refusal = Some(Refusal::closing(
+                        Code::RequestTimeout,
+                        "The upload took too long.",
+                    ));
+                    return Err(refused(ctx));
+                }
                 let Some(rest) = left.checked_sub(piece) else {
                     ctx.refusal = Some(Refusal::closing(
                         Code::BodyTooLarge,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{StatusCode, Version, header};
-use pingora::{Error, Result};
+use http::{Method, StatusCode, Version, header};
+use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
@@ -122,7 +122,9 @@ impl Gateway {
         } else {
             let lane = by_permission(ctx, &who, &surface)?;
             let body = passing_through(session, ctx, &surface, framing)?;
-            if session.req_header().headers.contains_key(header::EXPECT) {
+            if ctx.protocol != Version::HTTP_10
+                && session.req_header().headers.contains_key(header::EXPECT)
+            {
                 session
                     .write_continue_response()
                     .await
@@ -210,12 +212,18 @@ impl Gateway {
             max: limits.max_request_body,
             timeout: limits.body_timeout,
         };
-        let mut body = body::read(session, framing, limits, &self.bodies)
-            .await
-            .map_err(|error| match error {
-                BodyError::Refused(refusal) => Stop::Refused(refusal),
-                BodyError::Gone(error) => Stop::Gone(error),
-            })?;
+        let mut body = body::read(
+            session,
+            framing,
+            limits,
+            &self.bodies,
+            self.in_flight.enter(),
+        )
+        .await
+        .map_err(|error| match error {
+            BodyError::Refused(refusal) => Stop::Refused(refusal),
+            BodyError::Gone(error) => Stop::Gone(error),
+        })?;
         let ready = Instant::now();
         ctx.body_bytes = Some(body.bytes.len());
         let fields = scan::scan(&body.bytes)
@@ -243,10 +251,7 @@ impl Gateway {
             .as_ref()
             .and_then(|options| options.include_usage)
             == Some(true);
-        let dialect = lanes.first().map(|lane| lane.pool.settings.dialect);
-        let strip_usage = stream
-            && !asked
-            && dialect.is_some_and(|dialect| route::asks_for_usage(surface, dialect));
+        let strip_usage = stream && !asked && route::asks_for_usage(surface);
         let edits = edits(
             &fields,
             &route,
@@ -288,7 +293,12 @@ impl Gateway {
         let head = forward::refusal_head(&refusal, ctx.family, &ctx.request_id, body.len())?;
         ctx.answer.status = refusal.status().as_u16();
         ctx.refusal = Some(refusal);
-        session.write_response_header(Box::new(head), false).await?;
+        // The head of an answer to HEAD is all of it (RFC 9110 §9.3.2); HTTP/2 clients insist.
+        let bare = session.req_header().method == Method::HEAD;
+        session.write_response_header(Box::new(head), bare).await?;
+        if bare {
+            return Ok(());
+        }
         session
             .write_response_body(Some(Bytes::from(body)), true)
             .await
@@ -312,15 +322,13 @@ fn edits(fields: &Fields<'_>, route: &Route, lane: Option<&Lane>, ask_for_usage:
 }
 
 /// Fits a body that was edited for another lane to this one: only the model's name differs.
-pub(super) fn refit(bytes: &Bytes, lane: &Lane) -> Bytes {
-    let mut body = bytes.to_vec();
-    let Ok(fields) = scan::scan(bytes) else {
-        return bytes.clone();
-    };
+pub(super) fn refit(bytes: &Bytes, lane: &Lane) -> Result<Bytes> {
+    let fields = scan::scan(bytes).or_err(ErrorType::InternalError, "a body of our own making")?;
     let mut edits = Edits::new();
     edits.replace_model(&fields, &lane.model);
+    let mut body = bytes.to_vec();
     edits.apply(&mut body);
-    Bytes::from(body)
+    Ok(Bytes::from(body))
 }
 
 /// Calls without a model: may this tenant make them, and what serves them?

@@ -63,7 +63,7 @@ impl Gateway {
             .request_duration
             .with_label_values(&[surface, model])
             .observe(duration);
-        if let Some(refusal) = &ctx.refusal {
+        if let (Some(refusal), true) = (&ctx.refusal, ending != Ending::ClientGone) {
             metrics
                 .refusals
                 .with_label_values(&[surface, refusal.code.as_str()])
@@ -164,6 +164,9 @@ impl Gateway {
 fn ending(ctx: &Context, failed: bool) -> Ending {
     if ctx.answer.interrupted {
         Ending::Interrupted
+    } else if ctx.client_gone && ctx.answer.status == 0 {
+        // What an earlier attempt left in the context was never told to anybody.
+        Ending::ClientGone
     } else if ctx.refusal.is_some() {
         Ending::Refused
     } else if ctx.client_gone {

@@ -9,7 +9,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::context::{Context, Outbound};
+use crate::context::{Attempt, Context, Outbound};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
@@ -20,6 +20,12 @@ use crate::upstream::retry::{self, Choice, Failure};
 /// What a client is asked to wait when an upstream is in trouble.
 const TROUBLE_WAIT: Duration = Duration::from_secs(2);
 
+/// A pooled connection that breaks within this time was dead already; later, the upstream may have
+/// worked on the request, and been paid for it.
+const STALE_WINDOW: Duration = Duration::from_secs(1);
+/// Dead pooled connections that one request may run into.
+const MAX_STALE: u32 = 3;
+
 impl Gateway {
     pub(super) fn not_connected(&self, ctx: &mut Context, error: Box<Error>) -> Box<Error> {
         let refusal = unreachable().detail(format!("no connection: {}", error.etype().as_str()));
@@ -28,16 +34,13 @@ impl Gateway {
 
     /// Good, again elsewhere, or a no: decided from the upstream's status alone.
     pub(super) fn judge_head(&self, head: &ResponseHeader, ctx: &mut Context) -> Result<()> {
-        if head.status == StatusCode::CONTINUE {
-            return Ok(());
-        }
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.answered = true;
         }
-        if forward::is_unasked(head.status) {
-            let error = forward::not_trusted("an informational answer nobody asked for");
+        if let Some(why) = nonsense(head, answers_in_json(ctx)) {
             let refusal = Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.");
-            return Err(self.attempt_failed(ctx, Failure::Garbage, refusal, error));
+            let error = forward::not_trusted(why);
+            return Err(self.attempt_failed(ctx, Failure::Garbage, refusal.detail(why), error));
         }
         ctx.answer.upstream_trace = head
             .headers
@@ -54,7 +57,13 @@ impl Gateway {
                 .inspect(|account| account.rest.rest(Instant::now(), pause));
         }
         if is_empty(head) && answers_in_json(ctx) {
-            return Err(self.empty_answer(ctx, status));
+            return Err(self.empty_answer(ctx, status, retry_after));
+        }
+        if let Some(attempt) = &ctx.attempts.current
+            && !attempt.lane.pool.is_watched()
+            && let Some(slot) = attempt.endpoint_slot()
+        {
+            probe::record(&attempt.lane.pool, slot, true, "answered");
         }
         if head.status.is_success() {
             return Ok(());
@@ -69,16 +78,17 @@ impl Gateway {
     }
 
     /// An answer without a body where one must be: an engine's bare 404, or a 200 that says nothing.
-    fn empty_answer(&self, ctx: &mut Context, status: u16) -> Box<Error> {
+    fn empty_answer(
+        &self,
+        ctx: &mut Context,
+        status: u16,
+        retry_after: Option<Duration>,
+    ) -> Box<Error> {
         let error = Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up();
-        let refusal = match status {
-            400..=499 if refusal_for(status, None).is_none() => {
-                super::answer::upstream_error(status, b"")
-            }
-            _ => refusal_for(status, None).unwrap_or_else(|| {
-                Refusal::new(Code::UpstreamError, "The upstream's answer was empty.")
-            }),
-        };
+        let refusal = refusal_for(status, retry_after).unwrap_or_else(|| match status {
+            400.. => super::answer::upstream_error(status, b""),
+            _ => Refusal::new(Code::UpstreamError, "The upstream's answer was empty."),
+        });
         let failure = if status < 400 {
             Failure::Garbage
         } else {
@@ -96,12 +106,8 @@ impl Gateway {
         reused: bool,
     ) -> Box<Error> {
         // Connections that were pooled and died unnoticed; the flag must be decided in any case.
-        let answered = ctx
-            .attempts
-            .current
-            .as_ref()
-            .is_some_and(|attempt| attempt.answered);
-        let stale = reused && !answered && is_stale(&error);
+        let fresh = |attempt: &Attempt| !attempt.answered && attempt.began.elapsed() < STALE_WINDOW;
+        let stale = reused && is_stale(&error) && ctx.attempts.current.as_ref().is_some_and(fresh);
         error.retry.decide_reuse(false);
         let begun = session
             .response_written()
@@ -145,11 +151,12 @@ impl Gateway {
         };
         if begun {
             self.end_attempt(ctx, failure.as_str());
-            ctx.refusal.get_or_insert(refusal.detail(error.to_string()));
+            ctx.refusal
+                .get_or_insert(refusal.detail(error.etype().as_str()));
             error.set_retry(false);
             return error;
         }
-        self.attempt_failed(ctx, failure, refusal.detail(error.to_string()), error)
+        self.attempt_failed(ctx, failure, refusal.detail(error.etype().as_str()), error)
     }
 
     /// Ends the attempt and decides, into the error's flag, whether there will be another.
@@ -160,12 +167,18 @@ impl Gateway {
         refusal: Refusal,
         mut error: Box<Error>,
     ) -> Box<Error> {
+        // The error's text may hold the upstream's head as it came, and so whatever it echoes.
         debug!(
-            "Attempt failed. request_id={} failure={} cause=\"{error}\"",
+            "Attempt failed. request_id={} failure={} cause={}",
             ctx.request_id(),
-            failure.as_str()
+            failure.as_str(),
+            error.etype().as_str()
         );
         let again = self.may_go_on(ctx, failure);
+        if failure == Failure::StaleConnection && again {
+            ctx.attempts.stale += 1;
+            ctx.attempts.made -= 1;
+        }
         if let (Some(avoid), Some(attempt)) = (
             retry::next(failure).filter(|_| again),
             &ctx.attempts.current,
@@ -175,7 +188,7 @@ impl Gateway {
                 .endpoint_slot()
                 .map_or(0, |slot| slot.state.address_count());
             let choice = Choice {
-                accounts: pool.accounts.len(),
+                accounts: attempt.lane.width(),
                 endpoints: pool.endpoints.len(),
                 addresses,
             };
@@ -199,16 +212,20 @@ impl Gateway {
             return false;
         };
         let allowed = ctx.snapshot.settings.retry.attempts;
-        // A stale connection cost nothing, so it is not counted; a pool can hold several.
-        let within = ctx.attempts.made < allowed
-            || (failure == Failure::StaleConnection && ctx.attempts.made < allowed + 2);
+        // A stale connection cost nothing, so it does not count as an attempt.
+        let within = match failure {
+            Failure::StaleConnection => ctx.attempts.stale < MAX_STALE,
+            _ => ctx.attempts.made < allowed,
+        };
         let sent = ctx
             .attempts
             .current
             .as_ref()
             .is_some_and(|attempt| attempt.sent);
         let repeatable = !matches!(routed.body, Outbound::Through { .. }) || !sent;
-        within && repeatable && retry::next(failure).is_some()
+        // The answer's head is on its way to the client, even if its bytes are not.
+        let begun = ctx.answer.status != 0;
+        within && repeatable && !begun && retry::next(failure).is_some()
     }
 
     /// Gives the account's and the endpoint's places back and counts how the attempt ended.
@@ -262,11 +279,11 @@ fn refusal_for(status: u16, retry_after: Option<Duration>) -> Option<Refusal> {
             Code::UpstreamUnavailable,
             "The upstream is overloaded; try again shortly.",
         ),
-        504 => Refusal::new(
+        408 | 425 | 504 => Refusal::new(
             Code::UpstreamTimeout,
             "The upstream did not answer in time.",
         ),
-        400..=499 => return None,
+        200..=299 | 400..=499 => return None,
         _ => Refusal::new(
             Code::UpstreamError,
             "The upstream failed to answer this request.",
@@ -284,6 +301,30 @@ fn is_empty(head: &ResponseHeader) -> bool {
     head.headers
         .get(header::CONTENT_LENGTH)
         .is_some_and(|length| length.as_bytes() == b"0")
+}
+
+/// Why an answer's head is not to be trusted, if it is not.
+fn nonsense(head: &ResponseHeader, in_json: bool) -> Option<&'static str> {
+    if forward::is_unasked(head.status) {
+        return Some("an informational answer nobody asked for");
+    }
+    if !forward::is_framed_clearly(head) {
+        return Some("an answer whose length is not clear");
+    }
+    if is_encoded(head) {
+        return Some("an encoded answer nobody asked for");
+    }
+    if in_json && head.status.is_success() && head.status != StatusCode::OK {
+        return Some("a success without the answer that belongs to it");
+    }
+    None
+}
+
+/// We ask for plain answers: what is compressed could not be watched.
+fn is_encoded(head: &ResponseHeader) -> bool {
+    head.headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn answers_in_json(ctx: &Context) -> bool {

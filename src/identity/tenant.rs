@@ -1,8 +1,8 @@
 //! From a presented credential to the tenant it belongs to.
 //!
 //! One table for all tenants, keyed by key id: a look-up costs the same for one tenant as for a
-//! hundred thousand. Every path through [`Directory::identify`] hashes once and compares once, so
-//! neither the answer nor its timing tells which part was wrong.
+//! hundred thousand. For whatever is shaped like a key, [`Directory::identify`]
+//! hashes once and compares once, so neither the answer nor its timing tells which part was wrong.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header;
-use pingora::Error;
+use http::{Version, header};
+use pingora::{Error, ErrorType};
 use pingora_proxy::Session;
 use prometheus::IntGauge;
 
@@ -27,6 +27,8 @@ use super::refusal::{Code, Refusal};
 const REPLAY_LIMIT: u64 = 64 * 1024;
 /// Room left for edits, so that they rarely make the body grow in memory.
 const EDIT_ROOM: usize = 512;
+/// What is reserved on the word of a length; what exceeds it grows with the bytes that come.
+const RESERVED: usize = 1 << 20;
 /// When the process holds as many body bytes as it may.
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
 
@@ -113,7 +115,8 @@ pub enum BodyError {
     Gone(Box<Error>),
 }
 
-/// Reads the whole body and prepares the session for sending it.
+/// Reads the whole body and prepares the session for sending it. `keep` is dropped when the client
+/// has everything, should that happen behind the session's back ([`super::pipe`]).
 ///
 /// # Errors
 /// 408, 413 or 503 as a refusal, or the client's going away.
@@ -122,6 +125,7 @@ pub async fn read(
     framing: Framing,
     limits: BodyLimits,
     budget: &Arc<BodyBudget>,
+    keep: impl Send + 'static,
 ) -> Result<Body, BodyError> {
     let mut body = Body {
         bytes: Vec::new(),
@@ -135,10 +139,11 @@ pub async fn read(
             .ok()
             .filter(|length| *length <= limits.max)
             .ok_or_else(|| too_large(limits))?;
-        body.share.grow(length).map_err(BodyError::Refused)?;
-        body.bytes.reserve_exact(length + EDIT_ROOM);
+        body.bytes.reserve_exact(length.min(RESERVED) + EDIT_ROOM);
     }
-    if session.req_header().headers.contains_key(header::EXPECT) {
+    // HTTP/1.0 knows no 100 (RFC 9110 §10.1.1).
+    let head = session.req_header();
+    if head.version != Version::HTTP_10 && head.headers.contains_key(header::EXPECT) {
         session
             .write_continue_response()
             .await
@@ -149,7 +154,9 @@ pub async fn read(
         Err(_) => return Err(BodyError::Refused(late(limits))),
     }
     if session.get_retry_buffer().is_none() && !body.bytes.is_empty() {
-        pipe::exchange(session).await.map_err(BodyError::Gone)?;
+        pipe::exchange(session, keep)
+            .await
+            .map_err(BodyError::Gone)?;
     }
     Ok(body)
 }
@@ -170,19 +177,33 @@ async fn fill(
         if may_arm {
             session.enable_retry_buffering();
         }
-        let Some(piece) = session.read_request_body().await.map_err(BodyError::Gone)? else {
+        let Some(piece) = session
+            .read_request_body()
+            .await
+            .map_err(|error| unreadable(error, limits))?
+        else {
             return Ok(());
         };
         if body.bytes.len() + piece.len() > limits.max {
             return Err(too_large(limits));
         }
-        if framing == Framing::Open {
-            body.share.grow(piece.len()).map_err(BodyError::Refused)?;
-        }
+        body.share.grow(piece.len()).map_err(BodyError::Refused)?;
         body.bytes.extend_from_slice(&piece);
         if session.is_body_done() {
             return Ok(());
         }
+    }
+}
+
+/// A body whose framing is broken is told so; a client that is gone is told nothing.
+fn unreadable(error: Box<Error>, limits: BodyLimits) -> BodyError {
+    match error.etype() {
+        ErrorType::Custom(_) | ErrorType::InvalidHTTPHeader => BodyError::Refused(
+            Refusal::closing(Code::BadRequest, "The request body's chunks are malformed.")
+                .detail(error.etype().as_str()),
+        ),
+        ErrorType::ReadTimedout => BodyError::Refused(late(limits)),
+        _ => BodyError::Gone(error),
     }
 }
 

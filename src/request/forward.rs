@@ -8,7 +8,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::{Error, ErrorType, OrErr, Result};
+use pingora::{Error, ErrorType, Result};
 
 use super::refusal::{Family, Refusal};
 
@@ -119,13 +119,14 @@ pub fn answer_head(
             head.insert_header(name, value)?;
         }
     }
+    let bodiless = upstream.status == StatusCode::NO_CONTENT;
     let length = upstream
         .headers
         .get(header::CONTENT_LENGTH)
-        .filter(|_| keep_length);
+        .filter(|_| keep_length && !bodiless);
     match length {
         Some(length) => head.insert_header(header::CONTENT_LENGTH, length)?,
-        None if upstream.status == StatusCode::NO_CONTENT => {}
+        None if bodiless => {}
         None => head.insert_header(header::TRANSFER_ENCODING, "chunked")?,
     }
     identify(&mut head, family, request_id)?;
@@ -182,17 +183,24 @@ fn identify(head: &mut ResponseHeader, family: Family, request_id: &HeaderValue)
     Ok(())
 }
 
-/// A header value from text of ours.
-///
-/// # Errors
-/// If the text has control characters.
-pub fn value(text: &str) -> Result<HeaderValue> {
-    HeaderValue::from_str(text).or_err(ErrorType::InternalError, "a header value of our own")
+/// An informational answer: we never send `Expect` or `Upgrade`, so each of them is unasked
+/// (RFC 9110 §15.2), and a flood of them would pass every clock.
+pub fn is_unasked(status: StatusCode) -> bool {
+    status.is_informational()
 }
 
-/// An answer without a body that nobody asked for: 1xx other than 100, in particular an unasked 101.
-pub fn is_unasked(status: StatusCode) -> bool {
-    status.is_informational() && status != StatusCode::CONTINUE
+/// Is the body's end told in one clear way? A list of lengths, or a length beside a transfer
+/// coding, reads differently to different parsers (RFC 9112 §6.3).
+pub fn is_framed_clearly(head: &ResponseHeader) -> bool {
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let clear = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    match (lengths.next(), lengths.next()) {
+        (None, _) => true,
+        (Some(length), None) => {
+            clear(length) && !head.headers.contains_key(header::TRANSFER_ENCODING)
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// The error for an answer that is not HTTP as we asked for it.

@@ -195,15 +195,17 @@ fn coding(headers: &HeaderMap) -> Result<(), Refusal> {
             "Compressed request bodies are not taken; send plain JSON.",
         ));
     }
-    match headers.get(header::EXPECT) {
-        Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
-            Err(Refusal::closing(
-                Code::ExpectationFailed,
-                "The only expectation met here is \"100-continue\".",
-            ))
-        }
-        _ => Ok(()),
+    let unmet = headers
+        .get_all(header::EXPECT)
+        .iter()
+        .any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if unmet {
+        return Err(Refusal::closing(
+            Code::ExpectationFailed,
+            "The only expectation met here is \"100-continue\".",
+        ));
     }
+    Ok(())
 }
 
 #[cfg(test)]

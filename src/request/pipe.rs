@@ -24,11 +24,12 @@ const MARKER: &[u8] = b"{";
 /// How long the last word before a reset may take to get out.
 const LAST_WORD: Duration = Duration::from_millis(20);
 
-/// Exchanges the session, the body of which has been read to its end.
+/// Exchanges the session, the body of which has been read to its end. `keep` is held until the
+/// client has its answer.
 ///
 /// # Errors
 /// If Pingora does not take the request head it has parsed before, which would be a defect.
-pub async fn exchange(session: &mut Session) -> Result<()> {
+pub async fn exchange(session: &mut Session, keep: impl Send + 'static) -> Result<()> {
     // The internal session parses the head anew, as HTTP/1.1; Pingora would write "HTTP/2" there.
     session.req_header_mut().set_version(Version::HTTP_11);
     let (mut pipe, handle) = PipeSession::new_from_session(&session.downstream_session);
@@ -52,7 +53,10 @@ pub async fn exchange(session: &mut Session) -> Result<()> {
         );
     }
     while session.read_request_body().await?.is_some() {}
-    tokio::spawn(carry(client, handle));
+    tokio::spawn(async move {
+        carry(client, handle).await;
+        drop(keep);
+    });
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::settings::{Dialect, Tenant};
+use crate::config::settings::Tenant;
 use crate::request::edit::JsonText;
 use crate::request::refusal::{Code, Family, Refusal};
 use crate::request::surface::Surface;
@@ -83,10 +83,6 @@ impl Routes {
         names.sort_unstable();
         names
     }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.0.values()
-    }
 }
 
 /// Has the lane's upstream this surface?
@@ -98,15 +94,11 @@ pub fn serves(lane: &Lane, surface: &Surface) -> bool {
         .any(|name| name == surface.name())
 }
 
-/// May usage be asked for in a stream of this surface and dialect? Only the chat and completion
-/// streams of OpenAI's format have `stream_options` (create-chat-completion page); the others
-/// report usage unasked.
-pub fn asks_for_usage(surface: &Surface, dialect: Dialect) -> bool {
-    match dialect {
-        Dialect::DeepSeek | Dialect::OpenAi => {
-            matches!(surface, Surface::Chat { .. } | Surface::Completions { .. })
-        }
-    }
+/// May usage be asked for in a stream of this surface? Only the chat and completion streams of
+/// OpenAI's format have `stream_options` (create-chat-completion page); the others report usage
+/// unasked.
+pub fn asks_for_usage(surface: &Surface) -> bool {
+    matches!(surface, Surface::Chat { .. } | Surface::Completions { .. })
 }
 
 /// The answer to `GET /v1/models` or `/v1/models/{id}`.

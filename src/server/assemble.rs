@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
 use super::lifecycle::{LastOneOut, StopSignal};
-use super::reload::Reloader;
+use super::reload::{Reloader, keep_configuration};
 use super::tls::{Acceptor, CertificateError};
 use super::upkeep::Upkeep;
 use crate::admin::AdminService;
@@ -100,7 +100,7 @@ impl Parts {
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
         }
-        keep_configuration(&loaded.settings.server.state_dir, &loaded.kept);
+        let kept = loaded.kept;
         let settings = Arc::new(loaded.settings);
         let registry = Arc::new(Registry::default());
         let snapshot = Snapshot::new(settings.clone(), &registry, Instant::now())?;
@@ -124,6 +124,7 @@ impl Parts {
             .as_ref()
             .map(|admin| bind(admin.address))
             .transpose()?;
+        keep_configuration(&settings.server.state_dir, &kept);
         Ok(Self {
             path,
             settings,
@@ -186,6 +187,7 @@ impl Parts {
             reloaded: reloaded.clone(),
         };
         server.add_service(background_service("upkeep", upkeep));
+        let connections_open = metrics.connections_open.clone();
         let reloader = Reloader {
             path,
             current,
@@ -196,12 +198,14 @@ impl Parts {
         };
         server.add_service(background_service("reload", reloader));
         let grace = settings.server.shutdown_grace;
+        let connections = connections_open;
         server.add_service(background_service(
             "drain",
             LastOneOut {
                 in_flight: in_flight.clone(),
                 grace,
                 flusher,
+                connections,
             },
         ));
         let stop = StopSignal {
@@ -213,16 +217,6 @@ impl Parts {
             shutdown_signal: Box::new(stop),
         });
         Ok(())
-    }
-}
-
-/// Keeps the configuration in use where `check --diff` finds it; serving does not depend on it.
-pub(super) fn keep_configuration(state_dir: &Path, text: &str) {
-    if let Err(cause) = config::kept::keep(state_dir, text) {
-        warn!(
-            "Cannot keep the configuration in use; `check --diff` will not find it. state_dir={} cause=\"{cause}\"",
-            state_dir.display()
-        );
     }
 }
 

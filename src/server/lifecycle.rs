@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use log::{info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::BackgroundService;
+use prometheus::IntGauge;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -21,6 +22,9 @@ use crate::telemetry::readiness::Readiness;
 
 /// How long the last log lines may take.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// How long connections may outlive the last request, and how often they are looked at.
+const LAST_BYTES: Duration = Duration::from_millis(500);
+const LAST_BYTES_TICK: Duration = Duration::from_millis(10);
 
 /// Tells the service manager, if there is one; that there is none is no error.
 fn tell(states: &[NotifyState<'_>]) {
@@ -88,6 +92,8 @@ pub struct LastOneOut {
     pub in_flight: Arc<Requests>,
     pub grace: Duration,
     pub flusher: Flusher,
+    /// Client connections; they close once their last bytes are out.
+    pub connections: IntGauge,
 }
 
 #[async_trait]
@@ -100,7 +106,7 @@ impl BackgroundService for LastOneOut {
         }
         let began = Instant::now();
         let cause = tokio::select! {
-            () = self.in_flight.idle() => "the last request ended",
+            () = self.last_bytes() => "the last request ended",
             () = tokio::time::sleep(self.grace) => "the grace is over",
             () = second_signal() => "a second signal came",
         };
@@ -111,6 +117,18 @@ impl BackgroundService for LastOneOut {
         );
         self.flusher.flush(FLUSH_TIME);
         exit();
+    }
+}
+
+impl LastOneOut {
+    /// Waits for the last request, and then a moment for its connection: on HTTP/2 the last bytes
+    /// are still with the connection's own task.
+    async fn last_bytes(&self) {
+        self.in_flight.idle().await;
+        let until = Instant::now() + LAST_BYTES;
+        while self.connections.get() > 0 && Instant::now() < until {
+            tokio::time::sleep(LAST_BYTES_TICK).await;
+        }
     }
 }
 

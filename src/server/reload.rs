@@ -4,24 +4,25 @@
 //! Requests under way finish with the snapshot they began with. What needs a restart is said and
 //! left as it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use log::{error, info, warn};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::assemble::keep_configuration;
 use super::lifecycle::tell_reload;
 use super::tls::Acceptor;
 use crate::config::{self, Mistake, diff};
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::discovery;
 use crate::upstream::pool::{PoolError, Registry};
 
 pub struct Reloader {
@@ -66,7 +67,7 @@ impl Reloader {
     ///
     /// # Errors
     /// If it cannot be used; the one in use stays in every part.
-    pub fn reload(&self) -> Result<(), ReloadError> {
+    pub async fn reload(&self) -> Result<(), ReloadError> {
         let loaded = config::load(&self.path).map_err(ReloadError::Mistakes)?;
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
@@ -79,7 +80,11 @@ impl Reloader {
         let snapshot = Snapshot::new(Arc::new(settings), &self.registry, Instant::now())?;
         self.reload_certificates(&snapshot)?;
         logger::set_level(snapshot.settings.logging.level);
-        keep_configuration(&snapshot.settings.server.state_dir, &loaded.kept);
+        // A request that the new snapshot serves finds every upstream's addresses.
+        join_all(snapshot.pools.iter().map(|pool| discovery::resolve(pool))).await;
+        if difference.needs_restart.is_empty() {
+            keep_configuration(&snapshot.settings.server.state_dir, &loaded.kept);
+        }
         self.current.store(Arc::new(snapshot));
         self.reloaded.notify_one();
         for change in &difference.changed {
@@ -115,9 +120,9 @@ impl Reloader {
         Ok(())
     }
 
-    fn reload_and_tell(&self) {
+    async fn reload_and_tell(&self) {
         tell_reload(false);
-        let result = match self.reload() {
+        let result = match self.reload().await {
             Ok(()) => {
                 self.metrics.last_reload.set(seconds_now());
                 "ok"
@@ -142,10 +147,20 @@ impl BackgroundService for Reloader {
         self.metrics.last_reload.set(seconds_now());
         loop {
             tokio::select! {
-                _ = hangup.recv() => self.reload_and_tell(),
+                _ = hangup.recv() => self.reload_and_tell().await,
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
             }
         }
+    }
+}
+
+/// Keeps the configuration in use where `check --diff` finds it; serving does not depend on it.
+pub(super) fn keep_configuration(state_dir: &Path, text: &str) {
+    if let Err(cause) = config::kept::keep(state_dir, text) {
+        warn!(
+            "Cannot keep the configuration in use; `check --diff` will not find it. state_dir={} cause=\"{cause}\"",
+            state_dir.display()
+        );
     }
 }
 

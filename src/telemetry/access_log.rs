@@ -27,17 +27,6 @@ pub enum Ending {
     Interrupted,
 }
 
-impl Ending {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::Refused => "refused",
-            Self::ClientGone => "client_gone",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
-
 /// The line's fields, in the order in which they are written. Absent ones are left out.
 #[derive(Debug, Serialize)]
 pub struct Line<'a> {

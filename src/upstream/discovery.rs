@@ -3,39 +3,42 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use log::{debug, warn};
 
-use super::pool::Pool;
+use super::pool::{EndpointSlot, Pool};
 
 /// A resolver that has not answered by then counts as failed; the last addresses stay.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Resolves every endpoint of a pool once and hands the addresses to its state.
+/// Resolves every endpoint of a pool and hands the addresses to its state.
 pub async fn resolve(pool: &Pool) {
-    for slot in &pool.endpoints {
-        let endpoint = &slot.settings;
-        if endpoint.host.parse::<IpAddr>().is_ok() {
-            continue;
+    join_all(pool.endpoints.iter().map(resolve_endpoint)).await;
+}
+
+async fn resolve_endpoint(slot: &EndpointSlot) {
+    let endpoint = &slot.settings;
+    if endpoint.host.parse::<IpAddr>().is_ok() {
+        return;
+    }
+    let host = endpoint.host.as_str();
+    let lookup = tokio::net::lookup_host((host, endpoint.port));
+    match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Ok(found)) => {
+            let addresses = order(found.collect());
+            debug!(
+                "Resolved endpoint. host={host} addresses={}",
+                addresses.len()
+            );
+            slot.state.set_addresses(addresses);
         }
-        let lookup = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
-        match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-            Ok(Ok(found)) => {
-                let addresses = order(found.collect());
-                debug!(
-                    "Resolved endpoint. host={} addresses={}",
-                    endpoint.host,
-                    addresses.len()
-                );
-                slot.state.set_addresses(addresses);
-            }
-            Ok(Err(cause)) => warn!(
-                "Cannot resolve endpoint, keeping its last addresses. host={} cause=\"{cause}\"",
-                endpoint.host
-            ),
-            Err(_) => warn!(
-                "Cannot resolve endpoint in time, keeping its last addresses. host={}",
-                endpoint.host
-            ),
+        Ok(Err(cause)) => {
+            warn!(
+                "Cannot resolve endpoint, keeping its last addresses. host={host} cause=\"{cause}\""
+            );
+        }
+        Err(_) => {
+            warn!("Cannot resolve endpoint in time, keeping its last addresses. host={host}");
         }
     }
 }

@@ -52,6 +52,10 @@ impl Record {
     ) -> Option<Transition> {
         if good == self.healthy {
             self.against = 0;
+            if !good {
+                // Tried again after the pause, and still ill: the pause begins anew.
+                self.changed = now;
+            }
             return None;
         }
         self.against = self.against.saturating_add(1);
@@ -113,5 +117,8 @@ mod tests {
         assert!(!record.is_healthy(now, false));
         assert!(record.is_healthy(now + UNWATCHED_PAUSE, false));
         assert!(!record.is_healthy(now + UNWATCHED_PAUSE, true));
+        let _ = record.record(now + UNWATCHED_PAUSE, false, THRESHOLDS);
+        assert!(!record.is_healthy(now + UNWATCHED_PAUSE, false));
+        assert!(record.is_healthy(now + UNWATCHED_PAUSE * 2, false));
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use openssl::x509::X509;
 use pingora::protocols::tls::CaType;
 use pingora::protocols::{ALPN, Digest};
-use pingora::upstreams::peer::{HttpPeer, PeerOptions};
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, PeerOptions};
 
 use crate::config::settings::{Endpoint, TlsVersion, Upstream, UpstreamProtocol};
 
@@ -59,6 +59,12 @@ impl PeerTemplate {
             (UpstreamProtocol::Http2, false) => ALPN::H2,
         };
         options.max_h2_streams = MAX_H2_STREAMS;
+        // Nothing of the client's head is forwarded, so there is nothing to strip; judging its
+        // `Connection` would cost an upstream connection first.
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy {
+            strip_connection_nominated: false,
+            ..HttpUpstreamRequestPolicy::deny_upgrades()
+        };
         options.ca = upstream.tls.ca.as_deref().map(read_ca).transpose()?;
         let server_name = upstream
             .tls

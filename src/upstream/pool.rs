@@ -232,11 +232,17 @@ impl Pool {
         self.settings.health.is_some()
     }
 
-    /// Is there an endpoint that could be asked now?
+    /// Is there an endpoint that is in, and an account that is awake?
     pub fn is_ready(&self, now: Instant) -> bool {
-        self.endpoints.iter().any(|slot| {
-            slot.state.address_count() > 0 && slot.state.is_healthy(now, self.is_watched())
-        })
+        let watched = self.is_watched();
+        let endpoint = |slot: &EndpointSlot| {
+            slot.state.address_count() > 0 && slot.state.is_healthy(now, watched)
+        };
+        self.endpoints.iter().any(endpoint)
+            && self
+                .accounts
+                .iter()
+                .any(|account| !account.rest.is_resting(now))
     }
 }
 
@@ -274,6 +280,11 @@ impl Lane {
             });
         }
         Err(NoChoice::Full)
+    }
+
+    /// How many accounts it can choose from.
+    pub fn width(&self) -> usize {
+        self.places.len()
     }
 
     /// Requests in flight per account, for status and metrics.

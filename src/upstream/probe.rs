@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use futures_util::future::join_all;
 use http::Method;
 use log::{info, warn};
 use pingora::connectors::http::Connector;
@@ -23,7 +24,7 @@ pub async fn check(pool: &Pool, connector: &Connector) {
     let Some(health) = &pool.settings.health else {
         return;
     };
-    for slot in &pool.endpoints {
+    let checks = pool.endpoints.iter().map(|slot| async move {
         let asked = tokio::time::timeout(health.timeout, ask(pool, slot, health, connector)).await;
         let (good, heard) = match asked {
             Ok(Ok(status)) => (is_alive(status), format!("status {status}")),
@@ -31,7 +32,8 @@ pub async fn check(pool: &Pool, connector: &Connector) {
             Err(_) => (false, "no answer in time".to_owned()),
         };
         record(pool, slot, good, &heard);
-    }
+    });
+    join_all(checks).await;
 }
 
 /// Records a result, of a check or of live traffic, and tells the log when it changes something.
