@@ -21,6 +21,7 @@ mod framing;
 mod identity;
 mod lifecycle;
 mod passthrough;
+mod poisoned;
 mod sdk;
 mod slow_clients;
 mod streaming;
