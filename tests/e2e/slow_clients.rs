@@ -1,6 +1,7 @@
 //! Clients that take their time take nothing else: every wait has a deadline, connections have
 //! caps, and an unfinished request holds no upstream.
 
+use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -216,6 +217,11 @@ fn a_tls_client_that_says_nothing_is_closed_at_the_deadline_of_a_handshake() {
         assert!(wire.is_closed_within(LATE));
         was_cut_after_a_second(began.elapsed());
     }
+    // Nor does it get longer by shaking hands for HTTP/2 and then keeping its preface to itself.
+    let began = Instant::now();
+    let mut silent = tls::connect(gateway.address(), b"\x02h2").unwrap();
+    assert!(!matches!(silent.read(&mut [0; 64]), Ok(1..)));
+    was_cut_after_a_second(began.elapsed());
     let mut wire = Wire::connect_tls(gateway.address());
     wire.send(
         &Request::post("/v1/chat/completions", &chat("hello"))
