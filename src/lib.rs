@@ -29,6 +29,7 @@ pub mod config;
 pub mod context;
 pub mod downstream;
 pub mod emulator;
+pub mod fetch;
 pub mod gateway;
 pub mod identity;
 pub mod json;

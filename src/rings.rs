@@ -9,13 +9,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("json", &[]),
     ("config", &[]),
     ("emulator", &[]),
+    ("fetch", &[]),
     ("relay", &["json"]),
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
     ("upstream", &["config"]),
-    ("routing", &["config", "request", "upstream"]),
+    ("routing", &["config", "identity", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
-    ("downstream", &["request"]),
+    ("downstream", &["identity", "request"]),
     (
         "snapshot",
         &["config", "identity", "request", "routing", "upstream"],
@@ -49,14 +50,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("admin", &["config", "snapshot", "telemetry", "upstream"]),
+    (
+        "admin",
+        &["config", "identity", "snapshot", "telemetry", "upstream"],
+    ),
     (
         "server",
         &[
             "admin",
             "config",
             "downstream",
+            "fetch",
             "gateway",
+            "identity",
             "request",
             "snapshot",
             "telemetry",
@@ -95,6 +101,7 @@ const PURE: &[&str] = &[
     "upstream/endpoint.rs",
     "upstream/health.rs",
     "upstream/retry.rs",
+    "upstream/signing.rs",
 ];
 
 #[test]

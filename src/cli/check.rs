@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use super::{Exit, complain, complain_of, print};
 use crate::config::{self, Loaded, Settings, diff};
-use crate::server::tls::Acceptor;
+use crate::identity::standing::Standing;
+use crate::server::tls::Fresh;
 use crate::snapshot::Snapshot;
 use crate::upstream::pool::Registry;
 
@@ -45,11 +46,13 @@ fn try_files(settings: &Arc<Settings>) -> Result<(), Vec<String>> {
         .iter()
         .filter_map(|listener| listener.tls.as_ref())
     {
-        if let Err(cause) = Acceptor::read(tls) {
+        if let Err(cause) = Fresh::read(tls) {
             problems.push(cause.to_string());
         }
     }
-    if let Err(cause) = Snapshot::new(settings.clone(), &Registry::default(), Instant::now()) {
+    let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
+    let registry = Registry::default();
+    if let Err(cause) = Snapshot::new(settings.clone(), &registry, &standing, Instant::now()) {
         problems.push(cause.to_string());
     }
     if problems.is_empty() {

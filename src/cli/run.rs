@@ -9,7 +9,7 @@ pub(super) fn run(config: &Path) -> Exit {
     match assemble::run(config) {
         Ok(()) => Exit::Success,
         Err(StartError::Config(mistakes)) => complain_of(&mistakes),
-        Err(error @ (StartError::Certificate(_) | StartError::Pool(_))) => {
+        Err(error @ (StartError::Certificate(_) | StartError::Snapshot(_))) => {
             complain(&error.to_string());
             Exit::Misconfigured
         }

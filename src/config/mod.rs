@@ -12,6 +12,7 @@ pub mod file;
 pub mod kept;
 mod mistake;
 mod nearest;
+pub mod networks;
 mod position;
 pub mod schema;
 pub mod secret;

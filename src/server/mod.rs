@@ -2,7 +2,9 @@
 
 pub mod accept;
 pub mod assemble;
+mod key_sets;
 pub mod lifecycle;
 pub mod reload;
+mod renewal;
 pub mod tls;
 pub mod upkeep;
