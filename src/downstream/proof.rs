@@ -3,8 +3,9 @@
 //! The handshake goes through whatever certificate is shown, so that a bad one can be answered by
 //! an error object in the caller's dialect; what is shown here is what OpenSSL made of it.
 
+use openssl::asn1::Asn1Time;
 use openssl::ssl::SslRef;
-use openssl::x509::X509VerifyResult;
+use openssl::x509::{X509Ref, X509VerifyResult};
 
 use crate::identity::certificate::CertificateNames;
 
@@ -25,8 +26,14 @@ impl ClientProof {
             return Self::None;
         };
         match ssl.verify_result() {
+            X509VerifyResult::OK if is_over(&certificate) => Self::Bad("certificate has expired"),
             X509VerifyResult::OK => Self::Good(CertificateNames::of(&certificate)),
             bad => Self::Bad(bad.error_string()),
         }
     }
+}
+
+/// A session that is taken up again brings the verdict of its beginning, up to two hours old.
+fn is_over(certificate: &X509Ref) -> bool {
+    Asn1Time::days_from_now(0).is_ok_and(|now| certificate.not_after() < now)
 }

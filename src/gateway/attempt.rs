@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
-use log::error;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
@@ -89,16 +88,8 @@ impl Gateway {
             return Ok(());
         };
         if why == Distrust::WrongPin {
-            let upstream = attempt.lane.pool.settings.id.as_str();
-            let endpoint = slot.settings.url.as_str();
-            self.metrics
-                .upstream_pin_mismatches
-                .with_label_values(&[upstream, endpoint])
-                .inc();
-            error!(
-                "Not talking to an upstream whose public key is none of the pinned. upstream={upstream} endpoint={endpoint}"
-            );
-            probe::take_out(&attempt.lane.pool, slot, "pin mismatch");
+            let mismatches = &self.metrics.upstream_pin_mismatches;
+            probe::pin_mismatch(&attempt.lane.pool, slot, mismatches);
         }
         Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string()).map_err(Error::into_up)
     }

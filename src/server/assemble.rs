@@ -192,6 +192,7 @@ impl Parts {
             current: current.clone(),
             readiness: readiness.clone(),
             reloaded: reloaded.clone(),
+            pin_mismatches: metrics.upstream_pin_mismatches.clone(),
         };
         server.add_service(background_service("upkeep", upkeep));
         let connections_open = metrics.connections_open.clone();

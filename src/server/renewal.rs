@@ -71,7 +71,8 @@ impl Certificates {
         let fresh = self
             .pairs(listeners)
             .map(|(_, tls, _)| Fresh::read(tls))
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, _>>()
+            .inspect_err(|_| self.count("refused"))?;
         for ((listener, _, acceptor), fresh) in self.pairs(listeners).zip(fresh) {
             self.replace(listener, acceptor, fresh);
         }
@@ -198,7 +199,6 @@ impl FileWatch {
             Ok(()) => info!("The listeners' certificates were read again."),
             Err(cause) => {
                 error!("The listeners' certificates stay as they are. cause=\"{cause}\"");
-                certificates.count("refused");
             }
         }
     }

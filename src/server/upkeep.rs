@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use prometheus::IntCounterVec;
 use tokio::sync::Notify;
 
 use super::lifecycle::upstreams_known;
@@ -28,6 +29,7 @@ pub struct Upkeep {
     pub readiness: Arc<Readiness>,
     /// Rung after a reload.
     pub reloaded: Arc<Notify>,
+    pub pin_mismatches: IntCounterVec,
 }
 
 /// When an upstream's turn comes.
@@ -87,7 +89,7 @@ impl Upkeep {
                     discovery::resolve(pool).await;
                 }
                 if check {
-                    probe::check(pool, connector).await;
+                    probe::check(pool, connector, &self.pin_mismatches).await;
                 }
             }
         });

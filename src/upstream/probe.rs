@@ -8,25 +8,31 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use http::Method;
-use log::{info, warn};
+use log::{error, info, warn};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::Peer;
 use pingora::{Error, ErrorType, Result};
+use prometheus::IntCounterVec;
 
 use super::health::{Thresholds, Transition};
+use super::peer::Distrust;
 use super::pool::{EndpointSlot, Pool};
 use super::signing;
 use crate::config::settings::{Dialect, Health};
 
 /// Asks every endpoint of a pool once and records what it hears.
-pub async fn check(pool: &Pool, connector: &Connector) {
+pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVec) {
     let Some(health) = &pool.settings.health else {
         return;
     };
     let checks = pool.endpoints.iter().map(|slot| async move {
-        let asked = tokio::time::timeout(health.timeout, ask(pool, slot, health, connector)).await;
+        let asked = tokio::time::timeout(
+            health.timeout,
+            ask(pool, slot, health, connector, mismatches),
+        )
+        .await;
         let (good, heard) = match asked {
             Ok(Ok(status)) => (is_alive(status), format!("status {status}")),
             Ok(Err(cause)) => (false, cause.to_string()),
@@ -57,8 +63,14 @@ fn tell(pool: &Pool, slot: &EndpointSlot, change: Option<Transition>, heard: &st
     }
 }
 
-/// Takes an endpoint out at once, whatever was heard of it before.
-pub fn take_out(pool: &Pool, slot: &EndpointSlot, why: &str) {
+/// An upstream has shown a public key that is none of the pinned: counts it, says so, and takes
+/// the endpoint out at once, whatever was heard of it before.
+pub fn pin_mismatch(pool: &Pool, slot: &EndpointSlot, mismatches: &IntCounterVec) {
+    let (upstream, endpoint) = (pool.settings.id.as_str(), slot.settings.url.as_str());
+    mismatches.with_label_values(&[upstream, endpoint]).inc();
+    error!(
+        "Not talking to an upstream whose public key is none of the pinned. upstream={upstream} endpoint={endpoint}"
+    );
     let at_once = Thresholds {
         unhealthy_after: 1,
         ..pool.thresholds()
@@ -67,7 +79,7 @@ pub fn take_out(pool: &Pool, slot: &EndpointSlot, why: &str) {
         pool,
         slot,
         slot.state.record(Instant::now(), false, at_once),
-        why,
+        "pin mismatch",
     );
 }
 
@@ -80,15 +92,19 @@ async fn ask(
     slot: &EndpointSlot,
     health: &Health,
     connector: &Connector,
+    mismatches: &IntCounterVec,
 ) -> Result<u16> {
     let address = slot.state.next_address();
     let address = address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
     let peer = slot.template.at(address);
     let (mut session, _reused) = connector.get_http_session(&peer).await?;
-    slot.template
-        .check_tls(session.digest())
-        .map_err(|why| Error::explain(ErrorType::TLSHandshakeFailure, why.to_string()))?;
+    if let Err(why) = slot.template.check_tls(session.digest()) {
+        if why == Distrust::WrongPin {
+            pin_mismatch(pool, slot, mismatches);
+        }
+        return Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string());
+    }
     session.set_read_timeout(Some(health.timeout));
     session
         .write_request_header(Box::new(question(pool, slot, health)?))

@@ -1,6 +1,7 @@
 //! The rules of `upstreams`: where they are, how to reach them, whose account pays.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,15 @@ impl Check<'_, '_> {
         models: &HashSet<&str>,
         path: KeyPath<'_>,
     ) -> Upstream {
+        if written.protocol == file::Protocol::Http2 && !written.tls.pins.is_empty() {
+            let allowed =
+                "expected http1: HTTP/2 begins to speak before the upstream's key can be looked at";
+            self.report.mistake(
+                path.key("protocol"),
+                "http2 together with tls.pins",
+                allowed,
+            );
+        }
         Upstream {
             id: UpstreamId::new(&written.id),
             dialect: match written.dialect {
@@ -256,6 +266,14 @@ impl Check<'_, '_> {
                 );
                 let allowed = "keys and prompts would travel in the clear; use https://, or allow it by `tls.plaintext: true`";
                 self.report.mistake(path, found, allowed);
+            }
+            let by_address = endpoint.tls && endpoint.host.parse::<IpAddr>().is_ok();
+            if by_address && upstream.tls.server_name.is_none() && upstream.tls.verify {
+                self.report.warning(
+                    path,
+                    "https:// to an address, without `tls.server_name`",
+                    "certificates are verified by name, so none will be trusted there",
+                );
             }
             self.unique(
                 &mut seen,

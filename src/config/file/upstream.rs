@@ -198,7 +198,7 @@ impl Default for Auth {
 pub struct UpstreamTls {
     /// PEM bundle that replaces the system's roots. Relative to this file.
     pub ca: Option<PathBuf>,
-    /// Name asked for and verified in place of the URL's host.
+    /// Name asked for and verified in place of the URL's host; needed where that is an address.
     pub server_name: Option<String>,
     /// The oldest TLS that is spoken.
     pub min_version: TlsVersion,
@@ -211,7 +211,7 @@ pub struct UpstreamTls {
     pub client_key: Option<PathBuf>,
     /// Public keys that the upstream's certificate may have: `sha256//` and the SHA-256 of its
     /// SubjectPublicKeyInfo in base64. Several, so that keys can be exchanged. Without it, any key
-    /// that the authorities vouch for.
+    /// that the authorities vouch for. Not with HTTP/2, which speaks before the key is seen.
     pub pins: Vec<String>,
     /// Off: certificate and name are not verified. Only under `profile: development`.
     pub verify: bool,
