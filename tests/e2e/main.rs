@@ -14,16 +14,23 @@
 
 mod bodies;
 mod capacity;
+mod certificates;
+mod client_certificates;
 mod command_line;
 mod docs;
 mod failover;
 mod framing;
 mod identity;
+mod key_command;
 mod lifecycle;
 mod passthrough;
 mod poisoned;
+mod rotation;
+mod scan;
 mod sdk;
 mod slow_clients;
 mod streaming;
 mod support;
 mod telemetry;
+mod upstream_auth;
+mod upstream_tls;

@@ -1,7 +1,9 @@
 //! The real binary as a child process, with a configuration in a folder of its own.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -238,6 +240,17 @@ impl Gateway {
         changed.write(self.folder.path(), &self.listeners, self.admin);
         *self.config.lock() = changed;
         self.reload_as_written()
+    }
+
+    /// Exchanges files beside the configuration, each at once, as a renewal does. A later
+    /// [`Gateway::reload`] writes those of the configuration again.
+    pub fn put(&self, files: &[(&str, &str)]) {
+        for (name, content) in files {
+            let new = self.folder.path().join(format!("{name}.new"));
+            std::fs::write(&new, content).unwrap();
+            std::fs::set_permissions(&new, Permissions::from_mode(0o600)).unwrap();
+            std::fs::rename(new, self.folder.path().join(name)).unwrap();
+        }
     }
 
     /// Makes the gateway read what is in its folder.

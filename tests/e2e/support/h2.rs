@@ -33,8 +33,13 @@ pub async fn connect(to: SocketAddr) -> Sender {
 
 /// Connects over TLS and agrees on HTTP/2 by ALPN.
 pub async fn connect_tls(to: SocketAddr) -> Sender {
+    connect_as(super::tls::Client::new(), to).await
+}
+
+/// The same, as this client.
+pub async fn connect_as(client: super::tls::Client, to: SocketAddr) -> Sender {
     let stream = TcpStream::connect(to).await.unwrap();
-    let mut tls = SslStream::new(super::tls::client(b"\x02h2"), stream).unwrap();
+    let mut tls = SslStream::new(client.ssl(super::tls::HTTP2), stream).unwrap();
     tls.connect().await.unwrap();
     let io = TokioIo::new(tls);
     let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();

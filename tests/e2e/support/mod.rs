@@ -13,8 +13,10 @@
 //! Everything stops when it is dropped. Nothing sleeps for luck: [`eventually`] waits for what must
 //! come true and fails loudly when it does not.
 
+pub mod authority;
 mod config;
 mod emulator;
+pub mod front;
 mod gateway;
 pub mod h2;
 mod request;

@@ -1,11 +1,21 @@
 //! TLS for the clients of the tests, and certificates for the gateway.
 
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use openssl::ssl::{Ssl, SslConnector, SslMethod, SslStream, SslVerifyMode};
+use openssl::ssl::{
+    Ssl, SslConnector, SslConnectorBuilder, SslMethod, SslStream, SslVerifyMode, SslVersion,
+};
+use tempfile::TempDir;
+
+use super::authority::Leaf;
+use super::{Request, Wire};
 
 pub type TlsStream = SslStream<TcpStream>;
+
+pub const HTTP1: &[u8] = b"\x08http/1.1";
+pub const HTTP2: &[u8] = b"\x02h2";
 
 /// A fresh self-signed certificate for `localhost` and its key, both PEM.
 pub fn certificate() -> (String, String) {
@@ -13,31 +23,87 @@ pub fn certificate() -> (String, String) {
     (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
-/// The settings of a client that believes every certificate. `alpn` is in wire form.
-pub fn client(alpn: &[u8]) -> Ssl {
-    let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
-    builder.set_verify(SslVerifyMode::NONE);
-    builder.set_alpn_protos(alpn).unwrap();
-    let configuration = builder.build().configure().unwrap();
-    configuration
-        .verify_hostname(false)
-        .into_ssl("localhost")
-        .unwrap()
+/// A client that believes every certificate, put together step by step.
+pub struct Client {
+    builder: SslConnectorBuilder,
+    name: String,
+}
+
+impl Client {
+    pub fn new() -> Self {
+        let mut builder = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        builder.set_verify(SslVerifyMode::NONE);
+        Self {
+            builder,
+            name: "localhost".to_owned(),
+        }
+    }
+
+    /// Shows a certificate when it is asked for one.
+    #[must_use]
+    pub fn shows(mut self, leaf: &Leaf) -> Self {
+        self.builder.set_certificate(&leaf.certificate()).unwrap();
+        self.builder.set_private_key(&leaf.private_key()).unwrap();
+        self
+    }
+
+    /// The name that it asks for in the handshake.
+    #[must_use]
+    pub fn asks_for(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Speaks this version only, and forgives it every weakness.
+    #[must_use]
+    pub fn only(mut self, version: SslVersion) -> Self {
+        self.builder
+            .set_cipher_list("ALL:@SECLEVEL=0")
+            .and_then(|()| self.builder.set_min_proto_version(Some(version)))
+            .and_then(|()| self.builder.set_max_proto_version(Some(version)))
+            .unwrap();
+        self
+    }
+
+    /// The handshake's settings; `alpn` is in wire form.
+    pub fn ssl(mut self, alpn: &[u8]) -> Ssl {
+        self.builder.set_alpn_protos(alpn).unwrap();
+        let configuration = self.builder.build().configure().unwrap();
+        configuration
+            .verify_hostname(false)
+            .into_ssl(&self.name)
+            .unwrap()
+    }
+
+    /// Connects and shakes hands.
+    pub fn connect(self, to: SocketAddr, alpn: &[u8]) -> Result<TlsStream, String> {
+        let tcp = TcpStream::connect(to).map_err(|e| e.to_string())?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut tls = SslStream::new(self.ssl(alpn), tcp).unwrap();
+        tls.connect().map_err(|e| e.to_string())?;
+        Ok(tls)
+    }
+
+    /// Connects for HTTP/1.1.
+    pub fn wire(self, to: SocketAddr) -> Wire {
+        Wire::over_tls(self.connect(to, HTTP1).unwrap())
+    }
+
+    /// The certificate that it is shown, DER.
+    pub fn certificate_of(self, server: SocketAddr) -> Vec<u8> {
+        let tls = self.connect(server, HTTP1).unwrap();
+        tls.ssl().peer_certificate().unwrap().to_der().unwrap()
+    }
 }
 
 /// Connects and shakes hands.
 pub fn connect(to: SocketAddr, alpn: &[u8]) -> Result<TlsStream, String> {
-    let tcp = TcpStream::connect(to).map_err(|e| e.to_string())?;
-    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut tls = SslStream::new(client(alpn), tcp).unwrap();
-    tls.connect().map_err(|e| e.to_string())?;
-    Ok(tls)
+    Client::new().connect(to, alpn)
 }
 
 /// The certificate that the gateway shows, DER.
 pub fn shown_certificate(to: SocketAddr) -> Vec<u8> {
-    let tls = connect(to, b"\x08http/1.1").unwrap();
-    tls.ssl().peer_certificate().unwrap().to_der().unwrap()
+    Client::new().certificate_of(to)
 }
 
 /// DER of a PEM certificate.
@@ -46,4 +112,69 @@ pub fn der(pem: &str) -> Vec<u8> {
         .unwrap()
         .to_der()
         .unwrap()
+}
+
+/// `openssl s_client` with a memory: it takes its last session up again if the server lets it.
+///
+/// A program of its own, because resuming is `unsafe` in the `openssl` crate.
+pub struct Resuming {
+    folder: TempDir,
+    version: &'static str,
+    shows: bool,
+}
+
+/// How a connection of [`Resuming`] went.
+pub struct Visit {
+    /// Whether the server took the session up.
+    pub resumed: bool,
+    pub status: u16,
+    pub text: String,
+}
+
+impl Resuming {
+    /// `version` as the program's option has it, such as `-tls1_3`.
+    pub fn new(version: &'static str, leaf: Option<&Leaf>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(leaf) = leaf {
+            std::fs::write(folder.path().join("leaf.pem"), &leaf.pem).unwrap();
+            std::fs::write(folder.path().join("leaf.key"), &leaf.key).unwrap();
+        }
+        Self {
+            folder,
+            version,
+            shows: leaf.is_some(),
+        }
+    }
+
+    /// Makes one request on a connection of its own.
+    pub fn visit(&self, to: SocketAddr, name: &str, request: Request) -> Visit {
+        let request = request.header("connection", "close");
+        let path = |name: &str| self.folder.path().join(name);
+        std::fs::write(path("request"), request.to_bytes()).unwrap();
+        let mut program = Command::new("openssl");
+        program
+            .args(["s_client", "-ign_eof", self.version, "-servername", name])
+            .args(["-connect", &to.to_string(), "-sess_out"])
+            .arg(path("session"));
+        if self.shows {
+            program.arg("-cert").arg(path("leaf.pem"));
+            program.arg("-key").arg(path("leaf.key"));
+        }
+        if path("session").exists() {
+            program.arg("-sess_in").arg(path("session"));
+        }
+        let request = std::fs::File::open(path("request")).unwrap();
+        let output = program
+            .stdin(Stdio::from(request))
+            .stderr(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let status = text.split("HTTP/1.1 ").nth(1).map(|rest| &rest[..3]);
+        Visit {
+            resumed: text.lines().any(|line| line.starts_with("Reused, ")),
+            status: status.and_then(|code| code.parse().ok()).unwrap_or(0),
+            text,
+        }
+    }
 }

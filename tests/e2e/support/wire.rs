@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::SOON;
 use super::tls::TlsStream;
+use super::{Request, SOON};
 
 /// Longest head that is read.
 const MAX_HEAD: usize = 64 * 1024;
@@ -101,8 +101,18 @@ impl Wire {
 
     /// Shakes hands as an HTTP/1.1 client that believes every certificate.
     pub fn connect_tls(to: SocketAddr) -> Self {
-        let tls = super::tls::connect(to, b"\x08http/1.1").unwrap();
+        super::tls::Client::new().wire(to)
+    }
+
+    /// Over a handshake that is done.
+    pub fn over_tls(tls: TlsStream) -> Self {
         Self::over(Socket::Tls(Box::new(tls)))
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn ask(&mut self, request: &Request) -> Answer {
+        self.send(&request.to_bytes());
+        self.answer()
     }
 
     fn over(socket: Socket) -> Self {
