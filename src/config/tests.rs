@@ -1,5 +1,6 @@
 //! The pipeline as a whole: what is accepted, and what a person is told otherwise.
 mod hostile;
+mod identity;
 mod shipped;
 
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ fn environment(name: &str) -> Option<OsString> {
     let value = match name {
         "KEY" | "DEEPSEEK_API_KEY" => "sk-one",
         "OTHER" | "TIDEGATE_ADMIN_TOKEN" => "sk-two",
+        "LONG_ONE" => "long-0123456789abcdef0123456789abcdef",
         "TIDEGATE_PEPPER" => "pepper-0123456789abcdef0123456789abcdef",
         "BATCH_TOKEN_SECRET" => "batch-0123456789abcdef0123456789abcdef",
         "EXAMPLE_SIGNING_SECRET" => "example-0123456789abcdef0123456789abcdef",

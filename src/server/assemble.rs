@@ -167,7 +167,7 @@ impl Parts {
             metrics: metrics.clone(),
             in_flight: in_flight.clone(),
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
-            guessing: guessing(settings.identity.failed_attempts_per_minute),
+            guessing: Guessing::new(),
             hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
@@ -254,10 +254,6 @@ fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> 
     proxy.h2_options = Some(h2);
     proxy.handle_init_modules();
     proxy
-}
-
-fn guessing(failures_per_minute: u32) -> Option<Guessing> {
-    (failures_per_minute > 0).then(|| Guessing::new(failures_per_minute))
 }
 
 fn accept_limits(limits: &settings::Limits) -> AcceptLimits {
