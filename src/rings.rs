@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("relay", &["json"]),
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
-    ("upstream", &["config"]),
+    ("upstream", &["config", "relay"]),
     ("routing", &["config", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
     ("downstream", &["request"]),

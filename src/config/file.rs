@@ -6,6 +6,7 @@
 //! Every default is a constant here, with its unit and its reason. A key that must be given is
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
+mod envelope;
 mod server;
 mod upstream;
 
@@ -16,6 +17,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use envelope::{Code, Envelope};
 pub use server::{Admin, Limits, Listener, ListenerTls, Server, TlsVersion};
 pub use upstream::{
     Account, Auth, Dialect, Endpoint, Health, Probe, Protocol, Surface, Timeouts, Upstream,

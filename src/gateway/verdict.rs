@@ -14,6 +14,7 @@ use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
 use crate::upstream::account::pause_after;
+use crate::upstream::enveloped::Cut;
 use crate::upstream::probe;
 use crate::upstream::retry::{self, Choice, Failure};
 
@@ -107,7 +108,10 @@ impl Gateway {
     ) -> Box<Error> {
         // Connections that were pooled and died unnoticed; the flag must be decided in any case.
         let fresh = |attempt: &Attempt| !attempt.answered && attempt.began.elapsed() < STALE_WINDOW;
-        let stale = reused && is_stale(&error) && ctx.attempts.current.as_ref().is_some_and(fresh);
+        let cut = Cut::behind(&error).cloned();
+        let reused = reused || cut.as_ref().is_some_and(|cut| cut.reused);
+        let kind = cut.map_or_else(|| error.etype().clone(), |cut| cut.kind);
+        let stale = reused && is_stale(&kind) && ctx.attempts.current.as_ref().is_some_and(fresh);
         error.retry.decide_reuse(false);
         let begun = session
             .response_written()
@@ -128,7 +132,7 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
-        let (failure, refusal) = match error.etype() {
+        let (failure, refusal) = match kind {
             ErrorType::ReadTimedout | ErrorType::WriteTimedout => (
                 Failure::Timeout,
                 Refusal::new(
@@ -151,12 +155,11 @@ impl Gateway {
         };
         if begun {
             self.end_attempt(ctx, failure.as_str());
-            ctx.refusal
-                .get_or_insert(refusal.detail(error.etype().as_str()));
+            ctx.refusal.get_or_insert(refusal.detail(kind.as_str()));
             error.set_retry(false);
             return error;
         }
-        self.attempt_failed(ctx, failure, refusal.detail(error.etype().as_str()), error)
+        self.attempt_failed(ctx, failure, refusal.detail(kind.as_str()), error)
     }
 
     /// Ends the attempt and decides, into the error's flag, whether there will be another.
@@ -338,9 +341,9 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 }
 
 /// The other side had closed a pooled connection: nothing of the request was taken.
-fn is_stale(error: &Error) -> bool {
+fn is_stale(kind: &ErrorType) -> bool {
     matches!(
-        error.etype(),
+        kind,
         ErrorType::ConnectionClosed
             | ErrorType::ReadError
             | ErrorType::WriteError

@@ -102,7 +102,11 @@ impl Parts {
         }
         let kept = loaded.kept;
         let settings = Arc::new(loaded.settings);
-        let registry = Arc::new(Registry::default());
+        let server = &settings.server;
+        let idle = server
+            .upstream_idle_connections
+            .saturating_mul(server.threads.max(1));
+        let registry = Arc::new(Registry::keeping(idle));
         let snapshot = Snapshot::new(settings.clone(), &registry, Instant::now())?;
         let mut listening = Vec::new();
         for listener in &settings.server.listeners {

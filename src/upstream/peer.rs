@@ -11,11 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openssl::x509::X509;
+use pingora::connectors::http::Connector;
 use pingora::protocols::tls::CaType;
 use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, PeerOptions};
 
-use crate::config::settings::{Endpoint, TlsVersion, Upstream, UpstreamProtocol};
+use super::enveloped::Enveloped;
+use crate::config::settings::{
+    Endpoint, Envelope, TlsVersion, Upstream, UpstreamProtocol, UpstreamTimeouts,
+};
 
 /// Streams on one upstream HTTP/2 connection; Pingora's default of 1 would not multiplex.
 const MAX_H2_STREAMS: usize = 100;
@@ -35,6 +39,8 @@ pub enum PeerError {
 /// Everything about an endpoint's connections but the address.
 #[derive(Clone)]
 pub struct PeerTemplate {
+    /// The connection inside the process by which answers lose their envelope.
+    line: Option<Arc<Enveloped>>,
     tls: bool,
     server_name: String,
     options: PeerOptions,
@@ -77,6 +83,7 @@ impl PeerTemplate {
             certificate.to_der().unwrap_or_default().hash(&mut hasher);
         }
         Ok(Self {
+            line: None,
             tls: endpoint.tls,
             server_name,
             options,
@@ -85,21 +92,47 @@ impl PeerTemplate {
         })
     }
 
-    /// The peer at one resolved address.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that builds peers, from an address that needs no resolving"
-    )]
+    /// The same endpoint, asked over connections that take its answers out of their envelope.
+    pub fn enveloped(
+        self,
+        connector: Arc<Connector>,
+        envelope: &Envelope,
+        timeouts: &UpstreamTimeouts,
+    ) -> Self {
+        let direct = self.clone();
+        let line = Enveloped::new(direct, connector, envelope, timeouts);
+        Self {
+            line: Some(Arc::new(line)),
+            ..self
+        }
+    }
+
+    /// The peer that a request for one resolved address asks.
     pub fn at(&self, address: SocketAddr) -> HttpPeer {
-        let mut peer = HttpPeer::new(address, self.tls, self.server_name.clone());
+        let Some(line) = &self.line else {
+            return self.direct(address);
+        };
+        // TLS and HTTP/2 are spoken behind the line.
+        let mut peer = plain_peer(address, false, String::new());
+        peer.options.read_timeout = self.options.read_timeout;
+        peer.options.write_timeout = self.options.write_timeout;
+        peer.options.http_upstream_request_policy = self.options.http_upstream_request_policy;
+        peer.options.custom_l4 = Some(line.clone());
+        peer
+    }
+
+    /// The endpoint itself at one resolved address.
+    pub fn direct(&self, address: SocketAddr) -> HttpPeer {
+        let mut peer = plain_peer(address, self.tls, self.server_name.clone());
         peer.options = self.options.clone();
         peer.group_key = self.group_key;
         peer
     }
 
-    /// Is the connection's TLS new enough to send a credential over it?
+    /// Is the connection's TLS new enough to send a credential over it? A connection inside the
+    /// process exists only if the one behind it is.
     pub fn check_tls(&self, digest: Option<&Digest>) -> bool {
-        if !self.tls {
+        if !self.tls || self.line.is_some() {
             return true;
         }
         let version = digest
@@ -111,6 +144,14 @@ impl PeerTemplate {
             _ => false,
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that builds peers, from an address that needs no resolving"
+)]
+fn plain_peer(address: SocketAddr, tls: bool, server_name: String) -> HttpPeer {
+    HttpPeer::new(address, tls, server_name)
 }
 
 fn read_ca(path: &Path) -> Result<Arc<CaType>, PeerError> {

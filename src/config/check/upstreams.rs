@@ -38,7 +38,9 @@ pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
         (None, file::Dialect::DeepSeek) => {
             vec![Chat, Completions, Messages, Responses, Files, Balance]
         }
-        (None, file::Dialect::OpenAi) => vec![Chat, Completions, Embeddings, Responses, Messages],
+        (None, file::Dialect::OpenAi | file::Dialect::Enveloped) => {
+            vec![Chat, Completions, Embeddings, Responses, Messages]
+        }
     }
 }
 
@@ -102,6 +104,7 @@ impl Check<'_, '_> {
             dialect: match written.dialect {
                 file::Dialect::DeepSeek => Dialect::DeepSeek,
                 file::Dialect::OpenAi => Dialect::OpenAi,
+                file::Dialect::Enveloped => Dialect::Enveloped,
             },
             auth: self.auth(&written.auth, path.key("auth")),
             protocol: match written.protocol {
@@ -118,6 +121,7 @@ impl Check<'_, '_> {
             ),
             health: self.health(written, path.key("health")),
             surfaces: self.surfaces(written, path.key("surfaces")),
+            envelope: self.envelope(written, path.key("envelope")),
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Account, Admin, AllowedModels, ApiKey, Credential, Endpoint, Health, Limits, Listener,
-    ListenerTls, Logging, Model, Retry, Server, Settings, Tenant, TlsVersion, Upstream,
+    Account, Admin, AllowedModels, ApiKey, Credential, Endpoint, Envelope, Health, Limits,
+    Listener, ListenerTls, Logging, Model, Retry, Server, Settings, Tenant, TlsVersion, Upstream,
     UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
 };
 use crate::config::text::{format_duration, format_size};
@@ -235,6 +235,7 @@ impl<'a> Things<'a> {
             dns_refresh,
             health,
             surfaces,
+            envelope,
             endpoints,
             accounts,
         } = upstream;
@@ -253,6 +254,7 @@ impl<'a> Things<'a> {
             ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
         ];
         facts.extend(timeout_facts(timeouts));
+        facts.extend(envelope.as_ref().map(envelope_facts).into_iter().flatten());
         self.endpoints(endpoints, &name);
         self.accounts(accounts, &name);
         self.add(name, None, Restart::Never, facts);
@@ -357,6 +359,20 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         ("requests_per_connection", text(requests_per_connection)),
         ("max_connections", text(max_connections)),
         ("max_connections_per_ip", text(max_connections_per_ip)),
+    ]
+}
+
+fn envelope_facts(envelope: &Envelope) -> [(&'static str, Fact<'static>); 2] {
+    let Envelope { success, statuses } = envelope;
+    let statuses = statuses
+        .iter()
+        .map(|(code, status)| format!("{code}={status}"));
+    [
+        (
+            "envelope.success",
+            Fact::Set(success.iter().cloned().collect()),
+        ),
+        ("envelope.statuses", Fact::Set(statuses.collect())),
     ]
 }
 
