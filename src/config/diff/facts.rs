@@ -254,7 +254,7 @@ impl<'a> Things<'a> {
             ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
         ];
         facts.extend(timeout_facts(timeouts));
-        facts.extend(envelope.as_ref().map(envelope_facts).into_iter().flatten());
+        facts.extend(envelope_facts(envelope.as_ref()));
         self.endpoints(endpoints, &name);
         self.accounts(accounts, &name);
         self.add(name, None, Restart::Never, facts);
@@ -362,17 +362,21 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
     ]
 }
 
-fn envelope_facts(envelope: &Envelope) -> [(&'static str, Fact<'static>); 2] {
-    let Envelope { success, statuses } = envelope;
-    let statuses = statuses
-        .iter()
-        .map(|(code, status)| format!("{code}={status}"));
+/// Both facts are there for every dialect, so that a change of dialect compares like with like.
+fn envelope_facts(envelope: Option<&Envelope>) -> [(&'static str, Fact<'static>); 2] {
+    let (success, statuses) = match envelope {
+        None => Default::default(),
+        Some(Envelope { success, statuses }) => {
+            let status = |(code, status): (&String, &u16)| format!("{code}={status}");
+            (
+                success.iter().cloned().collect(),
+                statuses.iter().map(status).collect(),
+            )
+        }
+    };
     [
-        (
-            "envelope.success",
-            Fact::Set(success.iter().cloned().collect()),
-        ),
-        ("envelope.statuses", Fact::Set(statuses.collect())),
+        ("envelope.success", Fact::Set(success)),
+        ("envelope.statuses", Fact::Set(statuses)),
     ]
 }
 
