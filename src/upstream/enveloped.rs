@@ -124,3 +124,6 @@ impl L4Connect for Enveloped {
         Ok(Stream::from(VirtualSocketStream::new(Box::new(line))))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,6 +110,8 @@ impl Exchange {
     async fn head(&mut self) -> Result<ResponseHeader, Stop> {
         loop {
             tokio::select! {
+                // The request first: what of it is here is little, and it should go out whole.
+                biased;
                 piece = self.near.read_request_body(), if !self.sent => {
                     let piece = piece.map_err(gone)?;
                     self.send(piece).await;
@@ -132,14 +134,18 @@ impl Exchange {
     /// Sends a piece of the request's body, or its end. A server that takes no more may have
     /// answered already, so a failure only counts if no answer comes.
     async fn send(&mut self, piece: Option<Bytes>) {
-        let last = piece.is_none();
-        match self.far.send(piece).await {
-            Ok(()) => self.sent |= last,
-            Err(error) => {
-                self.send_error = Some(error);
-                self.sent = true;
-                self.far.spoiled = true;
-            }
+        let mut sending = match piece {
+            Some(piece) => self.far.send(piece).await,
+            None => Ok(()),
+        };
+        if sending.is_ok() && self.near.is_body_done() {
+            sending = self.far.finish().await;
+            self.sent = true;
+        }
+        if let Err(error) = sending {
+            self.send_error = Some(error);
+            self.sent = true;
+            self.far.spoiled = true;
         }
     }
 
@@ -155,13 +161,13 @@ impl Exchange {
         loop {
             tokio::select! {
                 biased;
-                piece = self.far.read() => {
-                    let piece = piece.map_err(|error| self.broken(&error))?;
-                    return Ok(Turn::Piece(piece));
-                }
                 piece = self.near.read_request_body(), if !self.sent => {
                     let piece = piece.map_err(gone)?;
                     self.send(piece).await;
+                }
+                piece = self.far.read() => {
+                    let piece = piece.map_err(|error| self.broken(&error))?;
+                    return Ok(Turn::Piece(piece));
                 }
                 () = &mut patience => return Ok(Turn::OutOfPatience),
             }

@@ -60,13 +60,18 @@ impl Far {
         session.write_request_header(head).await
     }
 
-    /// Sends a piece of the body, or its end.
-    pub async fn send(&mut self, piece: Option<Bytes>) -> Result<()> {
-        let session = self.session()?;
-        match piece {
-            Some(piece) => session.write_request_body(piece, false).await,
-            None => session.finish_request_body().await,
+    /// Sends a piece of the body.
+    pub async fn send(&mut self, piece: Bytes) -> Result<()> {
+        if piece.is_empty() {
+            // Between two chunks Pingora reads nothing; written as a chunk it would be the last.
+            return Ok(());
         }
+        self.session()?.write_request_body(piece, false).await
+    }
+
+    /// Ends the body.
+    pub async fn finish(&mut self) -> Result<()> {
+        self.session()?.finish_request_body().await
     }
 
     /// Reads the answer's head. Gives up nothing if it is dropped half way.
