@@ -3,8 +3,8 @@
 //!
 //! Pingora sends an answer's head on before it sees the body, and in an envelope
 //! the body says what the status should have been. So Pingora is connected to a
-//! [`line::Line`], a connection inside this process. At its other end one request
-//! is asked for real ([`exchange`]), and its answer written down with the right
+//! `Line`, a connection inside this process. At its other end one request
+//! is asked for real (`exchange`), and its answer written down with the right
 //! status and without the envelope. Verdict, retry, relay and scanners work on
 //! that as on any other answer.
 //!

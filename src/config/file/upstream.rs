@@ -56,7 +56,8 @@ pub struct Upstream {
     /// Stable name, seen in metrics and logs.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub id: String,
-    /// Whose API it speaks.
+    /// Whose API it speaks. `enveloped` is OpenAI's with each answer and each event of a stream in
+    /// `{"code", "data", "msg"}`, as company-internal gateways have it.
     pub dialect: Dialect,
     pub auth: Auth,
     /// HTTP/2 is spoken by ALPN over TLS and by prior knowledge without.
@@ -106,7 +107,6 @@ impl Default for Upstream {
 pub enum Dialect {
     DeepSeek,
     OpenAi,
-    /// OpenAI's, with each answer and each event of a stream in `{"code", "data", "msg"}`.
     Enveloped,
 }
 
