@@ -2,6 +2,7 @@
 //! A mistake is reported and stepped over with a stand-in, so that one run finds all of them;
 //! settings come out only if there were none.
 
+mod envelope;
 mod identity;
 mod listeners;
 mod models;

@@ -6,6 +6,7 @@
 //! Every default is a constant here, with its unit and its reason. A key that must be given is
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
+mod envelope;
 mod identity;
 mod server;
 mod upstream;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::networks::NetworkText;
+pub use envelope::{Code, Envelope};
 pub use identity::{
     ApiKey, ClientCertificate, Credential, CredentialKind, Identity, SignedRequest, SignedRequests,
     TokenAlgorithm, TokenIssuer, TokenKeys, TokenTenant,

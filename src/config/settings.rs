@@ -212,6 +212,8 @@ pub struct Upstream {
     /// What this upstream can do, by surface name: `chat`, `completions`, `embeddings`, `messages`,
     /// `responses`, `files`, `balance`.
     pub surfaces: Vec<String>,
+    /// How its envelopes are read; there for [`Dialect::Enveloped`] alone.
+    pub envelope: Option<Envelope>,
     pub endpoints: Vec<Endpoint>,
     pub accounts: Vec<Account>,
 }
@@ -220,6 +222,17 @@ pub struct Upstream {
 pub enum Dialect {
     DeepSeek,
     OpenAi,
+    /// OpenAI's, with each answer and event in `{"code", "data", "msg"}`.
+    Enveloped,
+}
+
+/// How the codes of envelopes are understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// Codes of success as text, at least one.
+    pub success: Vec<String>,
+    /// Statuses, 400 to 599, by code.
+    pub statuses: BTreeMap<String, u16>,
 }
 
 /// How an upstream is shown that a request is an account's.

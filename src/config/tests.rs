@@ -386,6 +386,43 @@ fn each_rule_of_upstreams_is_kept() {
 }
 
 #[test]
+fn codes_of_an_envelope_are_numbers_or_words() {
+    let text = MINIMAL
+        .replace("- id: deepseek\n", "- id: deepseek\n    dialect: enveloped\n    envelope: { success: [0, ok], statuses: { 10012: 429, '-1': 503 } }\n");
+    let upstream = settings_of(&text).upstreams[0].clone();
+    assert_eq!(upstream.health.as_ref().unwrap().path, "/health");
+    assert!(
+        upstream
+            .surfaces
+            .iter()
+            .any(|surface| surface == "embeddings")
+    );
+    let envelope = upstream.envelope.as_ref().unwrap();
+    assert_eq!(envelope.success, ["0", "ok"]);
+    assert_eq!(envelope.statuses["10012"], 429);
+    assert_eq!(envelope.statuses["-1"], 503);
+    let plain = settings_of(MINIMAL).upstreams[0].clone();
+    assert_eq!(plain.envelope, None);
+    let id = "- id: deepseek\n";
+    for (written, about) in [
+        ("success: []", "at least one"),
+        ("success: [0, '0']", "a second time"),
+        ("success: [0.5]", "a whole number, or text"),
+        ("success: ['']", "1 to 64"),
+        ("statuses: { '7': 200 }", "from 400 to 599"),
+        ("statuses: { '0': 429 }", "one or the other"),
+    ] {
+        let to = format!("{id}    dialect: enveloped\n    envelope: {{ {written} }}\n");
+        refused(id, &to, about);
+    }
+    refused(
+        id,
+        &format!("{id}    envelope: {{ success: [1] }}\n"),
+        "only dialect enveloped",
+    );
+}
+
+#[test]
 fn what_is_hardly_meant_is_a_warning() {
     let text = MINIMAL
         .replace("127.0.0.1:8080", "0.0.0.0:8080")

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
-use log::error;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
@@ -21,7 +20,6 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::NoChoice;
-use crate::upstream::probe;
 use crate::upstream::signing;
 
 /// What a client is asked to wait when every account is at its ceiling.
@@ -82,25 +80,12 @@ impl Gateway {
         digest: Option<&Digest>,
     ) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
-        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
+        let Some(slot) = attempt.and_then(Attempt::endpoint_slot) else {
             return Error::e_explain(ErrorType::InternalError, "an attempt without an endpoint");
         };
-        let Err(why) = slot.template.check_tls(digest) else {
-            return Ok(());
-        };
-        if why == Distrust::WrongPin {
-            let upstream = attempt.lane.pool.settings.id.as_str();
-            let endpoint = slot.settings.url.as_str();
-            self.metrics
-                .upstream_pin_mismatches
-                .with_label_values(&[upstream, endpoint])
-                .inc();
-            error!(
-                "Not talking to an upstream whose public key is none of the pinned. upstream={upstream} endpoint={endpoint}"
-            );
-            probe::take_out(&attempt.lane.pool, slot, "pin mismatch");
-        }
-        Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string()).map_err(Error::into_up)
+        slot.template
+            .check_tls(digest)
+            .map_err(Distrust::into_error)
     }
 
     /// The head that goes upstream.

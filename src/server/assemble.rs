@@ -109,7 +109,11 @@ impl Parts {
         }
         let kept = loaded.kept;
         let settings = Arc::new(loaded.settings);
-        let registry = Arc::new(Registry::default());
+        let server = &settings.server;
+        let idle = server
+            .upstream_idle_connections
+            .saturating_mul(server.threads.max(1));
+        let registry = Arc::new(Registry::keeping(idle));
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
         let snapshot = Snapshot::new(settings.clone(), &registry, &standing, Instant::now())?;
         let certificates = Certificates::first(&settings.server.listeners, metrics.clone())?;

@@ -16,6 +16,7 @@ use pingora::upstreams::peer::Peer;
 use pingora::{Error, ErrorType, Result};
 
 use super::health::{Thresholds, Transition};
+use super::peer::Distrust;
 use super::pool::{EndpointSlot, Pool};
 use super::signing;
 use crate::config::settings::{Dialect, Health};
@@ -84,11 +85,11 @@ async fn ask(
     let address = slot.state.next_address();
     let address = address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
-    let peer = slot.template.at(address);
+    let peer = slot.template.direct(address);
     let (mut session, _reused) = connector.get_http_session(&peer).await?;
     slot.template
         .check_tls(session.digest())
-        .map_err(|why| Error::explain(ErrorType::TLSHandshakeFailure, why.to_string()))?;
+        .map_err(Distrust::into_error)?;
     session.set_read_timeout(Some(health.timeout));
     session
         .write_request_header(Box::new(question(pool, slot, health)?))
@@ -109,7 +110,7 @@ async fn ask(
 fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<RequestHeader> {
     let path = match pool.settings.dialect {
         Dialect::DeepSeek => format!("{}{}", slot.settings.base_path, health.path),
-        Dialect::OpenAi => health.path.clone(),
+        Dialect::OpenAi | Dialect::Enveloped => health.path.clone(),
     };
     let mut head = RequestHeader::build_no_case(Method::GET, path.as_bytes(), Some(4))?;
     head.insert_header(http::header::HOST, &slot.authority)?;

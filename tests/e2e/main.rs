@@ -16,6 +16,7 @@ mod bodies;
 mod capacity;
 mod command_line;
 mod docs;
+mod enveloped;
 mod failover;
 mod framing;
 mod identity;

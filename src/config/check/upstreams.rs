@@ -28,7 +28,9 @@ pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
         (None, file::Dialect::DeepSeek) => {
             vec![Chat, Completions, Messages, Responses, Files, Balance]
         }
-        (None, file::Dialect::OpenAi) => vec![Chat, Completions, Embeddings, Responses, Messages],
+        (None, file::Dialect::OpenAi | file::Dialect::Enveloped) => {
+            vec![Chat, Completions, Embeddings, Responses, Messages]
+        }
     }
 }
 
@@ -92,6 +94,7 @@ impl Check<'_, '_> {
             dialect: match written.dialect {
                 file::Dialect::DeepSeek => Dialect::DeepSeek,
                 file::Dialect::OpenAi => Dialect::OpenAi,
+                file::Dialect::Enveloped => Dialect::Enveloped,
             },
             auth: self.auth(written, &surfaces(written), path.key("auth")),
             protocol: match written.protocol {
@@ -108,6 +111,7 @@ impl Check<'_, '_> {
             ),
             health: self.health(written, path.key("health")),
             surfaces: self.surfaces(written, path.key("surfaces")),
+            envelope: self.envelope(written, path.key("envelope")),
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }

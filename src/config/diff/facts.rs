@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Account, Admin, Endpoint, Health, Limits, Logging, Model, Retry, Server, Settings, TlsFiles,
-    TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
+    Account, Admin, Endpoint, Envelope, Health, Limits, Logging, Model, Retry, Server, Settings,
+    TlsFiles, TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
 };
 use crate::config::text::{format_duration, format_size};
 
@@ -191,6 +191,7 @@ impl<'a> Things<'a> {
             dns_refresh,
             health,
             surfaces,
+            envelope,
             endpoints,
             accounts,
         } = upstream;
@@ -219,6 +220,7 @@ impl<'a> Things<'a> {
             ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
         ];
         facts.extend(timeout_facts(timeouts));
+        facts.extend(envelope_facts(envelope.as_ref()));
         self.endpoints(endpoints, &name);
         self.accounts(accounts, &name);
         self.add(name, None, Restart::Never, facts);
@@ -325,6 +327,24 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         ("requests_per_connection", text(requests_per_connection)),
         ("max_connections", text(max_connections)),
         ("max_connections_per_ip", text(max_connections_per_ip)),
+    ]
+}
+
+/// Both facts are there for every dialect, so that a change of dialect compares like with like.
+fn envelope_facts(envelope: Option<&Envelope>) -> [(&'static str, Fact<'static>); 2] {
+    let (success, statuses) = match envelope {
+        None => Default::default(),
+        Some(Envelope { success, statuses }) => {
+            let status = |(code, status): (&String, &u16)| format!("{code}={status}");
+            (
+                success.iter().cloned().collect(),
+                statuses.iter().map(status).collect(),
+            )
+        }
+    };
+    [
+        ("envelope.success", Fact::Set(success)),
+        ("envelope.statuses", Fact::Set(statuses)),
     ]
 }
 
