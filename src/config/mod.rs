@@ -12,6 +12,7 @@ pub mod file;
 pub mod kept;
 mod mistake;
 mod nearest;
+mod overlay;
 mod position;
 pub mod schema;
 pub mod secret;
