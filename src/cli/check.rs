@@ -12,7 +12,7 @@ use crate::snapshot::Snapshot;
 use crate::upstream::pool::Registry;
 
 pub(super) fn check(path: &Path, diff: bool) -> Exit {
-    let loaded = match config::load(path) {
+    let loaded = match config::load(&[config::Layer::Path(path.to_owned())]) {
         Ok(loaded) => loaded,
         Err(mistakes) => return complain_of(&mistakes),
     };

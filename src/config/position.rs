@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::mistake::KeyPath;
 
-pub use build::parse;
+pub use build::{MAX_VALUES, parse};
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,8 @@ impl Node {
         }
     }
 
-    fn count(&self) -> usize {
+    /// The values in it, itself included.
+    pub fn count(&self) -> usize {
         1 + match &self.content {
             Content::List(items) => items.iter().map(Node::count).sum(),
             Content::Map(entries) => entries.iter().map(|entry| entry.value.count()).sum(),

@@ -118,6 +118,8 @@ pub enum SecretError {
         "{0}: CREDENTIALS_DIRECTORY is not set; it is systemd that sets it, from LoadCredential="
     )]
     NoCredentials(Reference),
+    #[error("{0}: a relative path, in a file that came over the network")]
+    Relative(Reference),
     #[error("{0}: cannot be read: {1}")]
     Unreadable(Reference, String),
     #[error("{0}: not a regular file")]
@@ -152,8 +154,9 @@ pub fn process_environment(name: &str) -> Option<OsString> {
 /// Where references are looked up.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
-    /// Relative `${file:…}` paths start here: the folder of the configuration file.
-    pub base: &'a Path,
+    /// By file of the configuration: where relative paths in it start, which is its folder. None if
+    /// it has none, since it came from elsewhere.
+    pub bases: &'a [Option<PathBuf>],
     pub environment: Environment<'a>,
 }
 
@@ -166,8 +169,16 @@ pub fn looks_like_reference(text: &str) -> bool {
 }
 
 impl Sources<'_> {
-    /// Finds the secret that `text` refers to.
-    pub fn resolve(&self, text: &SecretText) -> Result<Resolved, SecretError> {
+    /// What `path` means in the file with this number; nothing if it is relative to no folder.
+    pub fn absolute(&self, path: &Path, file: usize) -> Option<PathBuf> {
+        match self.bases.get(file) {
+            Some(Some(base)) => Some(base.join(path)),
+            _ => path.is_absolute().then(|| path.to_owned()),
+        }
+    }
+
+    /// Finds the secret that `text` refers to, in the file with this number.
+    pub fn resolve(&self, text: &SecretText, file: usize) -> Result<Resolved, SecretError> {
         let reference = parse(&text.0).ok_or(SecretError::NotAReference)?;
         let (value, world_readable) = match &reference {
             Reference::Env(name) => {
@@ -178,7 +189,12 @@ impl Sources<'_> {
                     .map_err(|_| SecretError::Unprintable(reference.clone()))?;
                 (Zeroizing::new(value), None)
             }
-            Reference::File(path) => read(&self.base.join(path), &reference)?,
+            Reference::File(path) => {
+                let path = self
+                    .absolute(path, file)
+                    .ok_or_else(|| SecretError::Relative(reference.clone()))?;
+                read(&path, &reference)?
+            }
             Reference::Credential(name) => {
                 let folder = (self.environment)("CREDENTIALS_DIRECTORY")
                     .ok_or_else(|| SecretError::NoCredentials(reference.clone()))?;
@@ -265,6 +281,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn resolve(base: &Path, text: &str) -> Result<Resolved, SecretError> {
+        resolve_in(0, base, text)
+    }
+
+    fn resolve_in(file: usize, base: &Path, text: &str) -> Result<Resolved, SecretError> {
         let credentials = base.join("credentials");
         let environment = move |name: &str| match name {
             "KEY" => Some(OsString::from("sk-1")),
@@ -275,10 +295,10 @@ mod tests {
             _ => None,
         };
         Sources {
-            base,
+            bases: &[Some(base.to_owned()), None],
             environment: &environment,
         }
-        .resolve(&SecretText(text.to_owned()))
+        .resolve(&SecretText(text.to_owned()), file)
     }
 
     #[test]
@@ -291,6 +311,18 @@ mod tests {
         assert_eq!(found("${env:KEY}").expose(), "sk-1");
         assert_eq!(found("${file:key}").expose(), "sk-2");
         assert_eq!(found("${credential:key}").expose(), "sk-3");
+    }
+
+    #[test]
+    fn a_file_without_a_folder_may_name_absolute_paths_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "sk-2").unwrap();
+        let error = resolve_in(1, folder.path(), "${file:key}").unwrap_err();
+        assert!(matches!(error, SecretError::Relative(_)));
+        let absolute = format!("${{file:{}}}", key.display());
+        let found = resolve_in(1, folder.path(), &absolute).unwrap().secret;
+        assert_eq!(found.expose(), "sk-2");
     }
 
     #[test]

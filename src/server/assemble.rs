@@ -66,7 +66,8 @@ pub enum StartError {
 /// # Errors
 /// If it cannot start; nothing is bound then, or no longer.
 pub fn run(path: &Path) -> Result<(), StartError> {
-    let loaded = config::load(path).map_err(StartError::Config)?;
+    let loaded =
+        config::load(&[config::Layer::Path(path.to_owned())]).map_err(StartError::Config)?;
     let metrics = Arc::new(Metrics::new()?);
     let flusher = logger::install(&loaded.settings.logging, metrics.log_lines_dropped.clone())
         .map_err(StartError::Log)?;

@@ -68,7 +68,8 @@ impl Reloader {
     /// # Errors
     /// If it cannot be used; the one in use stays in every part.
     pub async fn reload(&self) -> Result<(), ReloadError> {
-        let loaded = config::load(&self.path).map_err(ReloadError::Mistakes)?;
+        let loaded = config::load(&[config::Layer::Path(self.path.clone())])
+            .map_err(ReloadError::Mistakes)?;
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
         }

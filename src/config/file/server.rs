@@ -19,6 +19,9 @@ pub const SHUTDOWN_PAUSE: DurationText = seconds(0);
 /// Connections per worker thread. A burst of this many finds them warm; an idle one costs some KiB.
 pub const UPSTREAM_IDLE_CONNECTIONS: usize = 512;
 
+/// Never: a file that is saved is not always meant to count yet.
+pub const WATCH_CONFIGURATION: DurationText = seconds(0);
+
 /// A chat with a context of a million tokens, and pictures inline, is well below.
 pub const MAX_REQUEST_BODY: SizeText = mebibytes(32);
 /// DeepSeek's limit of one file is 100 MiB; the rest is for multipart framing.
@@ -78,6 +81,9 @@ pub struct Server {
     /// Idle upstream connections kept per worker thread.
     #[schemars(range(min = 0, max = 65536))]
     pub upstream_idle_connections: usize,
+    /// How often the configuration's files, and files that secrets come from, are looked at, and
+    /// all of it reloaded if one changed; 100ms to 24h. 0s: on SIGHUP only.
+    pub watch_configuration: DurationText,
     pub limits: Limits,
 }
 
@@ -91,6 +97,7 @@ impl Default for Server {
             shutdown_grace: SHUTDOWN_GRACE,
             shutdown_pause: SHUTDOWN_PAUSE,
             upstream_idle_connections: UPSTREAM_IDLE_CONNECTIONS,
+            watch_configuration: WATCH_CONFIGURATION,
             limits: Limits::default(),
         }
     }

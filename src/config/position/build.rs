@@ -13,7 +13,7 @@ use crate::config::mistake::{Mistake, quoted, write_key};
 const MAX_DEPTH: usize = 64;
 
 /// Values in a file, aliases expanded: some ten thousand tenants, and no bomb of aliases.
-const MAX_VALUES: usize = 1_000_000;
+pub const MAX_VALUES: usize = 1_000_000;
 
 /// Reads `text`, the `number`th file, into a tree. Duplicate keys and the like are reported
 /// together; what is not YAML ends the reading at once.
