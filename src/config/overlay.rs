@@ -38,9 +38,17 @@ impl History {
         self.0.get(path).map_or(&[], Vec::as_slice)
     }
 
-    /// All paths where something stood.
-    pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+    /// Everything that is no longer in force, by path.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &[Buried])> {
+        let all = self.0.iter();
+        all.map(|(path, buried)| (path.as_str(), buried.as_slice()))
+    }
+
+    /// Did anything stand at `path`, or below it?
+    pub fn has(&self, path: &str) -> bool {
+        let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        let mut known = self.0.keys().filter_map(|known| known.strip_prefix(path));
+        known.any(is_below)
     }
 
     /// Notes each single value in `old`.
@@ -118,13 +126,22 @@ fn is_plain(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// The name of a list's item, if it has one.
+/// The name of a list's item, if it has one. A URL with a password is a mistake, and as a name it
+/// would be shown, so it is none.
 pub fn name_of(item: &Node, identity: &str) -> Option<String> {
     match &item.get(identity)?.content {
+        Content::Text(text) if has_password(text) => None,
         Content::Text(text) => Some(text.clone()),
         Content::Number(number) => Some(number.to_string()),
         _ => None,
     }
+}
+
+/// Is it a URL with a user name, and perhaps a password?
+pub fn has_password(text: &str) -> bool {
+    let authority = text.split_once("://").map(|(_, rest)| rest);
+    let authority = authority.and_then(|rest| rest.split(['/', '?', '#']).next());
+    authority.is_some_and(|authority| authority.contains('@'))
 }
 
 /// Lays `above`, read from one of `files`, over `below`.

@@ -209,6 +209,11 @@ impl Sources<'_> {
     }
 }
 
+/// Is `text` a reference that can be followed?
+pub fn is_reference(text: &str) -> bool {
+    parse(text).is_some()
+}
+
 /// Reads a reference, or nothing if `text` is not one.
 fn parse(text: &str) -> Option<Reference> {
     let (kind, name) = text
