@@ -16,7 +16,7 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use server::{Admin, Limits, Listener, ListenerTls, Server, TlsVersion};
+pub use server::{Admin, Limits, Listener, ListenerTls, STATE_DIR, Server, TlsVersion};
 pub use upstream::{
     Account, Auth, Dialect, Endpoint, Health, Probe, Protocol, Surface, Timeouts, Upstream,
     UpstreamTls,

@@ -30,7 +30,7 @@ use serde_json::Value;
 pub use mistake::Mistake;
 pub use secret::{Environment, process_environment};
 pub use settings::Settings;
-pub use source::{Layer, MAX_BYTES, MAX_LAYERS};
+pub use source::{Layer, MAX_BYTES, MAX_LAYERS, files_of};
 
 use mistake::Report;
 use secret::Sources;
@@ -42,6 +42,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// What is allowed and yet hardly meant, in the order of the file.
     pub warnings: Vec<Mistake>,
+    /// The files that its secrets were read from.
+    pub secret_files: Vec<PathBuf>,
     /// The files that were read, in the order in which they were taken.
     pub files: Vec<PathBuf>,
     /// SHA-256 over the names and contents of these files, in hexadecimal. Secrets are not part of
@@ -98,6 +100,7 @@ fn judge(
             settings,
             warnings,
             kept: kept::text(&source.written),
+            secret_files: sources.files_in(&source.root),
             files: source.files,
             digest: source.digest,
         }),

@@ -15,6 +15,8 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::position::{Content, Node};
+
 /// Bytes of a file that holds one secret. A key has hundreds; more means the wrong file was named.
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 
@@ -57,6 +59,13 @@ impl Eq for Secret {}
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
+
+impl SecretText {
+    /// Text that stands where a secret is wanted, outside the file.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -174,6 +183,26 @@ impl Sources<'_> {
         match self.bases.get(file) {
             Some(Some(base)) => Some(base.join(path)),
             _ => path.is_absolute().then(|| path.to_owned()),
+        }
+    }
+
+    /// The files that `${file:…}` references in `tree` name. Elsewhere than in the place of a secret
+    /// a reference is a mistake.
+    pub fn files_in(&self, tree: &Node) -> Vec<PathBuf> {
+        match &tree.content {
+            Content::Text(text) => match parse(text) {
+                Some(Reference::File(path)) => {
+                    let file = self.absolute(&path, tree.place.file);
+                    file.into_iter().collect()
+                }
+                _ => Vec::new(),
+            },
+            Content::List(items) => items.iter().flat_map(|i| self.files_in(i)).collect(),
+            Content::Map(entries) => {
+                let values = entries.iter().map(|entry| &entry.value);
+                values.flat_map(|value| self.files_in(value)).collect()
+            }
+            _ => Vec::new(),
         }
     }
 

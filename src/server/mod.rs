@@ -4,5 +4,8 @@ pub mod accept;
 pub mod assemble;
 pub mod lifecycle;
 pub mod reload;
+pub mod sources;
 pub mod tls;
+pub mod triggers;
 pub mod upkeep;
+pub mod watch;

@@ -4,20 +4,17 @@
 //! Requests under way finish with the snapshot they began with. What needs a restart is said and
 //! left as it was.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use futures_util::future::join_all;
-use log::{error, info, warn};
-use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
-use tokio::signal::unix::{SignalKind, signal};
+use log::{info, warn};
 use tokio::sync::Notify;
 
-use super::lifecycle::tell_reload;
+use super::sources::{Reading, SourceError, Sources};
 use super::tls::Acceptor;
+use super::triggers::Files;
 use crate::config::{self, Mistake, diff};
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::logger;
@@ -26,7 +23,11 @@ use crate::upstream::discovery;
 use crate::upstream::pool::{PoolError, Registry};
 
 pub struct Reloader {
-    pub path: PathBuf,
+    pub sources: Sources,
+    /// How often sources that are fetched are asked; zero for never.
+    pub poll: Duration,
+    /// The files of the configuration in use, as they were read.
+    pub read: parking_lot::Mutex<Files>,
     pub current: Current,
     pub registry: Arc<Registry>,
     /// By listener, in the order of the configuration.
@@ -41,6 +42,8 @@ pub struct Reloader {
 pub enum ReloadError {
     #[error("{} in the configuration: {}", count(.0), list(.0))]
     Mistakes(Vec<Mistake>),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Pool(#[from] PoolError),
     #[error(transparent)]
@@ -63,13 +66,12 @@ fn list(mistakes: &[Mistake]) -> String {
 }
 
 impl Reloader {
-    /// Reads the configuration again and takes it over.
+    /// Takes over what the sources said.
     ///
     /// # Errors
     /// If it cannot be used; the one in use stays in every part.
-    pub async fn reload(&self) -> Result<(), ReloadError> {
-        let loaded = config::load(&[config::Layer::Path(self.path.clone())])
-            .map_err(ReloadError::Mistakes)?;
+    pub async fn reload(&self, reading: Reading) -> Result<(), ReloadError> {
+        let loaded = config::load(&reading.layers).map_err(ReloadError::Mistakes)?;
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
         }
@@ -88,6 +90,8 @@ impl Reloader {
         }
         self.current.store(Arc::new(snapshot));
         self.reloaded.notify_one();
+        self.sources.taken_over(&reading.layers);
+        self.read.lock().secrets = loaded.secret_files;
         for change in &difference.changed {
             info!("Reloaded: {change}");
         }
@@ -120,39 +124,6 @@ impl Reloader {
         }
         Ok(())
     }
-
-    async fn reload_and_tell(&self) {
-        tell_reload(false);
-        let result = match self.reload().await {
-            Ok(()) => {
-                self.metrics.last_reload.set(seconds_now());
-                "ok"
-            }
-            Err(cause) => {
-                error!("Reload refused, the configuration in use stays. cause=\"{cause}\"");
-                "refused"
-            }
-        };
-        self.metrics.reloads.with_label_values(&[result]).inc();
-        tell_reload(true);
-    }
-}
-
-#[async_trait]
-impl BackgroundService for Reloader {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-            error!("Cannot watch for SIGHUP; the configuration cannot be reloaded.");
-            return;
-        };
-        self.metrics.last_reload.set(seconds_now());
-        loop {
-            tokio::select! {
-                _ = hangup.recv() => self.reload_and_tell().await,
-                changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
-            }
-        }
-    }
 }
 
 /// Keeps the configuration in use where `check --diff` finds it; serving does not depend on it.
@@ -163,10 +134,4 @@ pub(super) fn keep_configuration(state_dir: &Path, text: &str) {
             state_dir.display()
         );
     }
-}
-
-fn seconds_now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }
