@@ -44,7 +44,8 @@ pub enum SourceError {
     Client(FetchError),
     #[error("{location} cannot be asked: {cause}; nor is there a copy of it at {}", copy.display())]
     Away {
-        location: Location,
+        /// As it is told in messages.
+        location: String,
         copy: PathBuf,
         cause: FetchError,
     },
@@ -79,7 +80,7 @@ pub struct Sources {
 
 enum Origin {
     Path(PathBuf),
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 /// What the sources say.
@@ -139,7 +140,8 @@ impl Sources {
             .map(|named| match named.to_str() {
                 Some(url) if Location::is_meant(url) => {
                     let location = Location::parse(url).map_err(SourceError::Location)?;
-                    Ok(Origin::Remote(Remote::new(location, &asking.copies)))
+                    let remote = Remote::new(location, &asking.copies);
+                    Ok(Origin::Remote(Box::new(remote)))
                 }
                 _ => Ok(Origin::Path(named)),
             })

@@ -134,7 +134,7 @@ impl Remote {
         }
         let Ok((bytes, kept)) = self.copy.load() else {
             return Err(SourceError::Away {
-                location: self.location.clone(),
+                location: self.location.to_string(),
                 copy: self.copy.path().to_owned(),
                 cause,
             });
