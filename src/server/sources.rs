@@ -195,7 +195,7 @@ impl Sources {
     fn remotes(&self) -> impl Iterator<Item = &Remote> {
         self.origins.iter().filter_map(|origin| match origin {
             Origin::Path(_) => None,
-            Origin::Remote(remote) => Some(remote),
+            Origin::Remote(remote) => Some(&**remote),
         })
     }
 
@@ -246,7 +246,7 @@ impl Sources {
                 Ok(Err(_)) => failed = true,
                 Err(cause) => {
                     failed = true;
-                    warn!("The configuration source cannot be asked. cause=\"{cause}\"");
+                    remote.missed(&cause.to_string());
                 }
             }
         }

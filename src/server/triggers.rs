@@ -95,8 +95,8 @@ impl Reloader {
         files
     }
 
-    /// Asks the sources that are fetched, and reloads if one has changed.
-    async fn ask_sources(&self) {
+    /// Asks the sources that are fetched, and reloads if one has changed. Did it reload?
+    async fn ask_sources(&self) -> bool {
         let polled = self.sources.poll().await;
         let result = match polled {
             Polled::Unchanged => "unchanged",
@@ -107,9 +107,11 @@ impl Reloader {
         if polled != Polled::Failed {
             self.metrics.source_answer.set(seconds_now());
         }
-        if polled == Polled::Changed {
+        let changed = polled == Polled::Changed;
+        if changed {
             self.reload_and_tell(Trigger::Poll).await;
         }
+        changed
     }
 }
 
@@ -163,8 +165,9 @@ impl BackgroundService for Reloader {
                     watch = Watch::new(self.files_as_read());
                 }
                 () = ask.comes() => {
-                    self.ask_sources().await;
-                    watch = Watch::new(self.files_as_read());
+                    if self.ask_sources().await {
+                        watch = Watch::new(self.files_as_read());
+                    }
                     ask.done(Instant::now());
                 }
                 () = look.comes() => {

@@ -31,7 +31,7 @@ struct Said {
     /// What was taken over last, which is also what the copy holds.
     good: Option<Arc<[u8]>>,
     /// Why it could not be asked the last time.
-    failing: Option<FetchError>,
+    failing: Option<String>,
 }
 
 impl Remote {
@@ -81,35 +81,32 @@ impl Remote {
     /// # Errors
     /// If there was none.
     pub fn hear(&self, answer: Result<Fetched, FetchError>) -> Result<Arc<[u8]>, FetchError> {
+        let answer = answer.inspect_err(|cause| self.missed(&cause.to_string()))?;
         let mut said = self.said.lock();
-        let cause = match answer {
-            Ok(answer) => {
-                if said.failing.take().is_some() {
-                    info!(
-                        "The configuration source answers again. source={}",
-                        self.location
-                    );
-                }
-                if let Fetched::Document { bytes, validators } = answer {
-                    said.newest = Some(Arc::from(bytes));
-                    said.validators = validators;
-                }
-                match &said.newest {
-                    Some(newest) => return Ok(newest.clone()),
-                    // A 304 to a question without condition is an error already.
-                    None => FetchError::Status(304),
-                }
-            }
-            Err(cause) => cause,
-        };
-        if said.failing.as_ref() != Some(&cause) {
+        if said.failing.take().is_some() {
+            info!(
+                "The configuration source answers again. source={}",
+                self.location
+            );
+        }
+        if let Fetched::Document { bytes, validators } = answer {
+            said.newest = Some(Arc::from(bytes));
+            said.validators = validators;
+        }
+        // The client refuses a 304 to a question without a condition.
+        said.newest.clone().ok_or(FetchError::Status(304))
+    }
+
+    /// Notes that it could not be asked, and tells the log if that is new.
+    pub fn missed(&self, cause: &str) {
+        let mut said = self.said.lock();
+        if said.failing.as_deref() != Some(cause) {
             warn!(
                 "The configuration source cannot be asked. source={} cause=\"{cause}\"",
                 self.location
             );
         }
-        said.failing = Some(cause.clone());
-        Err(cause)
+        said.failing = Some(cause.to_owned());
     }
 
     /// What was good last, in memory or on disk, with a note of it.
