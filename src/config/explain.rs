@@ -11,18 +11,22 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::mistake::{Mistake, Report};
-use super::overlay::{Buried, has_password, is_leaf, item_path, key_path, name_of};
+use super::overlay::{Buried, has_password, is_leaf, name_or_index};
 use super::position::{Content, Node, Place};
 use super::schema::{self, Spot};
 use super::secret::is_reference;
 use super::shape;
 use super::source::{self, Layer, Source};
+use super::way::{Way, is_at_or_below};
 
 /// Stands for every key.
 pub const ALL: &str = "all";
 
 /// What is printed of one text at most, in characters.
 const MAX_SHOWN: usize = 200;
+
+/// Bytes of the whole explanation. Ten thousand tenants are some 10 MiB.
+const MAX_BYTES: usize = 64 << 20;
 
 const HIDDEN: &str = "(not shown)";
 
@@ -37,7 +41,7 @@ pub enum ExplainError {
 
 /// One value.
 struct Line {
-    path: String,
+    way: String,
     text: String,
 }
 
@@ -57,7 +61,10 @@ pub fn explain(layers: &[Layer], keys: &[String]) -> Result<String, ExplainError
         return Err(ExplainError::Mistakes(report.finish().0));
     }
     let spot = Spot::root(&schema);
-    let lines = Walk::over(&source, spot);
+    let lines = Walk::over(&source, spot).ok_or_else(|| {
+        let why = "there is more to explain than anyone would read";
+        ExplainError::Unknown(why.to_owned())
+    })?;
     let mut text = String::new();
     for key in keys {
         let prefix = match key.as_str() {
@@ -66,13 +73,13 @@ pub fn explain(layers: &[Layer], keys: &[String]) -> Result<String, ExplainError
         };
         let mut below = lines
             .iter()
-            .filter(|line| is_at_or_below(&line.path, &prefix));
+            .filter(|line| is_at_or_below(&line.way, &prefix));
         let mut shown: Vec<&Line> = below.by_ref().collect();
         if shown.is_empty() {
             // What could stand there, but for something above it that is not there.
             let mut above = lines
                 .iter()
-                .filter(|line| is_at_or_below(&prefix, &line.path));
+                .filter(|line| is_at_or_below(&prefix, &line.way));
             shown.extend(above.next());
         }
         for line in shown {
@@ -83,104 +90,102 @@ pub fn explain(layers: &[Layer], keys: &[String]) -> Result<String, ExplainError
     Ok(text)
 }
 
-/// Is `path` the same as `prefix`, or something in it?
-fn is_at_or_below(path: &str, prefix: &str) -> bool {
-    let rest = path.strip_prefix(prefix);
-    rest.is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with(['.', '[']))
-}
-
 struct Walk<'a> {
     source: &'a Source,
     lines: Vec<Line>,
+    bytes: usize,
 }
 
 impl<'a> Walk<'a> {
-    /// All values in the order of the schema, then what overlays took away.
-    fn over(source: &'a Source, spot: Spot<'_>) -> Vec<Line> {
+    /// All values in the order of the schema, then what overlays took away; nothing if it is too
+    /// much.
+    fn over(source: &'a Source, spot: Spot<'_>) -> Option<Vec<Line>> {
         let mut walk = Walk {
             source,
             lines: Vec::new(),
+            bytes: 0,
         };
-        walk.value(spot, "", &source.root, source.root.place);
+        walk.value(spot, Way::Top, &source.root, source.root.place);
         walk.removed(spot);
-        walk.lines
+        (walk.bytes <= MAX_BYTES).then_some(walk.lines)
     }
 
-    fn value(&mut self, spot: Spot<'_>, path: &str, node: &Node, place: Place) {
+    fn value(&mut self, spot: Spot<'_>, way: Way<'_>, node: &Node, place: Place) {
+        if self.bytes > MAX_BYTES {
+            return;
+        }
         let named = spot.properties();
         match &node.content {
             Content::Map(entries) if !entries.is_empty() || !named.is_empty() => {
                 for key in &named {
-                    let (path, spot) = (key_path(path, key), spot.key(key));
+                    let (way, spot) = (way.key(key), spot.key(key));
                     match entries.iter().find(|entry| entry.key == *key) {
-                        Some(entry) => self.value(spot, &path, &entry.value, entry.place),
-                        None => self.absent(spot, &path),
+                        Some(entry) => self.value(spot, way, &entry.value, entry.place),
+                        None => self.absent(spot, way),
                     }
                 }
                 let named: HashSet<_> = named.into_iter().collect();
                 let others = entries.iter().filter(|e| !named.contains(e.key.as_str()));
                 for entry in others {
-                    let path = key_path(path, &entry.key);
-                    self.value(spot.key(&entry.key), &path, &entry.value, entry.place);
+                    let way = way.key(&entry.key);
+                    self.value(spot.key(&entry.key), way, &entry.value, entry.place);
                 }
             }
             Content::List(items) if !is_leaf(node) => {
                 let identity = spot.identity();
                 for (index, item) in items.iter().enumerate() {
-                    let name = identity.and_then(|key| name_of(item, key));
-                    let path = item_path(path, &name.unwrap_or_else(|| index.to_string()));
-                    self.value(spot.item(), &path, item, item.place);
+                    let name = name_or_index(item, identity, index);
+                    self.value(spot.item(), way.item(&name), item, item.place);
                 }
             }
             _ => {
                 let shown = show(spot, node);
-                let before = self.before(spot, path, None);
-                self.line(path, &shown, &self.told(place), &before);
+                let origin = self.told(place);
+                self.line(spot, way, &shown, &origin, None);
             }
         }
     }
 
     /// A key that the files do not have.
-    fn absent(&mut self, spot: Spot<'_>, path: &str) {
+    fn absent(&mut self, spot: Spot<'_>, way: Way<'_>) {
         if spot.is_section() {
             for key in spot.properties() {
-                self.absent(spot.key(key), &key_path(path, key));
+                self.absent(spot.key(key), way.key(key));
             }
             return;
         }
+        let removed = Some("removed");
         match spot.default() {
             Some(Value::Object(fields)) if !fields.is_empty() => {
                 for (key, value) in fields {
-                    let path = key_path(path, key);
-                    let before = self.before(spot.key(key), &path, Some("removed"));
-                    self.line(&path, &show_default(value), "default", &before);
+                    let shown = show_default(value);
+                    self.line(spot.key(key), way.key(key), &shown, "default", removed);
                 }
             }
             default => {
                 let shown = default.map_or_else(|| "none".to_owned(), show_default);
-                let before = self.before(spot, path, Some("removed"));
-                self.line(path, &shown, "default", &before);
+                self.line(spot, way, &shown, "default", removed);
             }
         }
     }
 
     /// What overlays took away with the map or list around it.
     fn removed(&mut self, root: Spot<'_>) {
-        let shown: HashSet<&str> = self.lines.iter().map(|line| line.path.as_str()).collect();
+        let shown: HashSet<&str> = self.lines.iter().map(|line| line.way.as_str()).collect();
         let gone = self.source.history.all();
-        let gone = gone.filter(|(path, _)| !shown.contains(path));
-        let mut gone: Vec<_> = gone.filter_map(|(p, b)| Some((p, b.last()?))).collect();
-        gone.sort_by_key(|(path, last)| (last.was.place.file, last.was.place.line, *path));
-        for (path, last) in gone {
-            let spot = key::spot_of(path, root);
-            let before = self.before(spot, path, None);
-            self.line(path, "removed", &self.told(last.by), &before);
+        let gone = gone.filter(|(way, _)| !shown.contains(way));
+        let mut gone: Vec<_> = gone.filter_map(|(way, b)| Some((way, b.last()?))).collect();
+        gone.sort_by_key(|(way, last)| (last.was.place.file, last.was.place.line, *way));
+        for (way, last) in gone {
+            let before = self.before(key::spot_of(way, root), way, None);
+            let origin = self.told(last.by);
+            self.push(way.to_owned(), "removed", &origin, &before);
         }
     }
 
     /// `(was 10s at conf/base.yaml:8)`, the latest first, or nothing.
-    fn before(&self, spot: Spot<'_>, path: &str, end: Option<&str>) -> String {
-        let buried = self.source.history.at(path);
+    fn before(&self, spot: Spot<'_>, way: &str, end: Option<&str>) -> String {
+        let buried = self.source.history.at(way);
         let tell = |Buried { was, by }: &Buried| {
             let mut told = format!("{} at {}", show(spot, was), self.told(was.place));
             if let Some(end) = end {
@@ -201,11 +206,16 @@ impl<'a> Walk<'a> {
         format!("{}:{}", file.unwrap_or_default(), place.line)
     }
 
-    fn line(&mut self, path: &str, value: &str, origin: &str, before: &str) {
-        self.lines.push(Line {
-            path: path.to_owned(),
-            text: format!("{path}: {value}  ← {origin}{before}"),
-        });
+    fn line(&mut self, spot: Spot<'_>, way: Way<'_>, value: &str, origin: &str, end: Option<&str>) {
+        let way = way.to_string();
+        let before = self.before(spot, &way, end);
+        self.push(way, value, origin, &before);
+    }
+
+    fn push(&mut self, way: String, value: &str, origin: &str, before: &str) {
+        let text = format!("{way}: {value}  ← {origin}{before}");
+        self.bytes = self.bytes.saturating_add(way.len() + text.len());
+        self.lines.push(Line { way, text });
     }
 }
 

@@ -22,6 +22,7 @@ pub mod settings;
 mod shape;
 mod source;
 pub mod text;
+mod way;
 
 use std::path::PathBuf;
 

@@ -13,9 +13,14 @@ use std::path::PathBuf;
 use super::mistake::{Mistake, quoted};
 use super::position::{Content, Entry, Node, Place};
 use super::schema::Spot;
+use super::way::{Way, is_at_or_below};
 
 /// Beside an item's name: takes the item away. A `$` cannot begin a key of ours.
 pub const REMOVE: &str = "$remove";
+
+/// Bytes of ways and values that are remembered. Beyond, `--explain` no longer tells what was
+/// replaced; some ten thousand tenants are below.
+const MAX_HISTORY: usize = 16 << 20;
 
 /// Mistakes after which a file is not looked at any further.
 const MAX_MISTAKES: usize = 100;
@@ -28,38 +33,55 @@ pub struct Buried {
     pub by: Place,
 }
 
-/// What overlays replaced or took away, by the path that [`key_path`] and [`item_path`] make.
+/// What overlays replaced or took away, by its way.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct History(HashMap<String, Vec<Buried>>);
+pub struct History {
+    buried: HashMap<String, Vec<Buried>>,
+    bytes: usize,
+}
 
 impl History {
-    /// What stood at `path`, oldest first.
-    pub fn at(&self, path: &str) -> &[Buried] {
-        self.0.get(path).map_or(&[], Vec::as_slice)
+    /// What stood at `way`, oldest first.
+    pub fn at(&self, way: &str) -> &[Buried] {
+        self.buried.get(way).map_or(&[], Vec::as_slice)
     }
 
-    /// Everything that is no longer in force, by path.
+    /// Everything that is no longer in force, by its way.
     pub fn all(&self) -> impl Iterator<Item = (&str, &[Buried])> {
-        let all = self.0.iter();
-        all.map(|(path, buried)| (path.as_str(), buried.as_slice()))
+        let all = self.buried.iter();
+        all.map(|(way, buried)| (way.as_str(), buried.as_slice()))
     }
 
-    /// Did anything stand at `path`, or below it?
-    pub fn has(&self, path: &str) -> bool {
-        let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
-        let mut known = self.0.keys().filter_map(|known| known.strip_prefix(path));
-        known.any(is_below)
+    /// Did anything stand at `way`, or below it?
+    pub fn has(&self, way: &str) -> bool {
+        self.buried.keys().any(|known| is_at_or_below(known, way))
     }
 
     /// Notes each single value in `old`.
-    fn bury(&mut self, spot: Spot<'_>, path: &str, old: Node, by: Place) {
-        if is_leaf(&old) {
-            let at = self.0.entry(path.to_owned()).or_default();
-            at.push(Buried { was: old, by });
+    fn bury(&mut self, spot: Spot<'_>, way: Way<'_>, old: &Node, by: Place) {
+        if self.bytes > MAX_HISTORY {
             return;
         }
-        for (path, spot, value) in children(spot, path, old) {
-            self.bury(spot, &path, value, by);
+        match &old.content {
+            Content::Map(entries) if !is_leaf(old) => {
+                for entry in entries {
+                    let way = way.key(&entry.key);
+                    self.bury(spot.key(&entry.key), way, &entry.value, by);
+                }
+            }
+            Content::List(items) if !is_leaf(old) => {
+                let identity = spot.identity();
+                for (index, item) in items.iter().enumerate() {
+                    let name = name_or_index(item, identity, index);
+                    self.bury(spot.item(), way.item(&name), item, by);
+                }
+            }
+            _ => {
+                let way = way.to_string();
+                self.bytes = self.bytes.saturating_add(way.len() + old.size().bytes);
+                let was = old.clone();
+                self.buried.entry(way).or_default().push(Buried { was, by });
+            }
         }
     }
 }
@@ -74,58 +96,6 @@ pub fn is_leaf(node: &Node) -> bool {
     }
 }
 
-/// The values in a map or list with their paths.
-fn children<'s>(spot: Spot<'s>, path: &str, node: Node) -> Vec<(String, Spot<'s>, Node)> {
-    match node.content {
-        Content::Map(entries) => entries
-            .into_iter()
-            .map(|entry| {
-                let path = key_path(path, &entry.key);
-                (path, spot.key(&entry.key), entry.value)
-            })
-            .collect(),
-        Content::List(items) => {
-            let identity = spot.identity();
-            let paths = items.iter().enumerate().map(|(index, item)| {
-                let name = identity.and_then(|key| name_of(item, key));
-                item_path(path, &name.unwrap_or_else(|| index.to_string()))
-            });
-            let paths: Vec<String> = paths.collect();
-            let items = paths.into_iter().zip(items);
-            items
-                .map(|(path, item)| (path, spot.item(), item))
-                .collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-/// `path` and a key of the map there.
-pub fn key_path(path: &str, key: &str) -> String {
-    let dot = if path.is_empty() { "" } else { "." };
-    if is_plain(key) {
-        format!("{path}{dot}{key}")
-    } else {
-        format!("{path}[{key:?}]")
-    }
-}
-
-/// `path` and the name, or else the index, of an item of the list there.
-pub fn item_path(path: &str, name: &str) -> String {
-    if is_plain(name) {
-        format!("{path}[{name}]")
-    } else {
-        format!("{path}[{name:?}]")
-    }
-}
-
-fn is_plain(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-}
-
 /// The name of a list's item, if it has one. A URL with a password is a mistake, and as a name it
 /// would be shown, so it is none.
 pub fn name_of(item: &Node, identity: &str) -> Option<String> {
@@ -135,6 +105,12 @@ pub fn name_of(item: &Node, identity: &str) -> Option<String> {
         Content::Number(number) => Some(number.to_string()),
         _ => None,
     }
+}
+
+/// What an item is called in a way.
+pub fn name_or_index(item: &Node, identity: Option<&str>, index: usize) -> String {
+    let name = identity.and_then(|key| name_of(item, key));
+    name.unwrap_or_else(|| index.to_string())
 }
 
 /// Is it a URL with a user name, and perhaps a password?
@@ -163,7 +139,7 @@ pub fn lay(
         history,
         mistakes: Vec::new(),
     };
-    overlay.lay(schema, "", below, above);
+    overlay.lay(schema, Way::Top, below, above);
     if overlay.mistakes.is_empty() {
         Ok(())
     } else {
@@ -185,23 +161,23 @@ struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    fn lay(&mut self, spot: Spot<'_>, path: &str, below: &mut Node, above: Node) -> Laid {
+    fn lay(&mut self, spot: Spot<'_>, way: Way<'_>, below: &mut Node, above: Node) -> Laid {
         let by = above.place;
         match (&mut below.content, above.content) {
             (Content::Map(entries), Content::Map(added)) if !spot.is_open() => {
-                self.maps(spot, path, entries, added);
+                self.maps(spot, way, entries, added);
                 Laid::Merged
             }
             (Content::List(items), Content::List(added)) if spot.identity().is_some() => {
-                self.items(spot, path, items, added);
+                self.items(spot, way, items, added);
                 Laid::Merged
             }
             (_, content) => {
                 let above = Node { place: by, content };
-                let above = self.fresh(spot, path, above);
+                let above = self.fresh(spot, way, above);
                 let old = std::mem::replace(below, above);
                 if old.content != Content::Null {
-                    self.history.bury(spot, path, old, by);
+                    self.history.bury(spot, way, &old, by);
                 }
                 Laid::Replaced
             }
@@ -209,22 +185,22 @@ impl Overlay<'_> {
     }
 
     /// A value that stands in the overlay alone: the same rules, with nothing below.
-    fn fresh(&mut self, spot: Spot<'_>, path: &str, mut node: Node) -> Node {
+    fn fresh(&mut self, spot: Spot<'_>, way: Way<'_>, mut node: Node) -> Node {
         match &mut node.content {
             Content::Map(entries) if !spot.is_open() => {
                 let added = std::mem::take(entries);
-                self.maps(spot, path, entries, added);
+                self.maps(spot, way, entries, added);
             }
             Content::List(items) if spot.identity().is_some() => {
                 let added = std::mem::take(items);
-                self.items(spot, path, items, added);
+                self.items(spot, way, items, added);
             }
             _ => {}
         }
         node
     }
 
-    fn maps(&mut self, spot: Spot<'_>, path: &str, entries: &mut Vec<Entry>, added: Vec<Entry>) {
+    fn maps(&mut self, spot: Spot<'_>, way: Way<'_>, entries: &mut Vec<Entry>, added: Vec<Entry>) {
         let known = entries.iter().enumerate();
         let known: HashMap<String, usize> = known
             .map(|(index, entry)| (entry.key.clone(), index))
@@ -232,32 +208,32 @@ impl Overlay<'_> {
         let mut removed = HashSet::new();
         for entry in added {
             let index = known.get(&entry.key).copied();
-            let (path, spot) = (key_path(path, &entry.key), spot.key(&entry.key));
+            let (way, spot) = (way.key(&entry.key), spot.key(&entry.key));
             let present = index.and_then(|index| entries.get_mut(index));
             if entry.value.content == Content::Null && !spot.is_open() {
                 if let (Some(index), Some(present)) = (index, present) {
                     removed.insert(index);
-                    let old = present.value.clone();
-                    self.history.bury(spot, &path, old, entry.place);
+                    self.history.bury(spot, way, &present.value, entry.place);
                 }
                 continue;
             }
             match present {
                 Some(present) => {
-                    if self.lay(spot, &path, &mut present.value, entry.value) == Laid::Replaced {
+                    if self.lay(spot, way, &mut present.value, entry.value) == Laid::Replaced {
                         present.place = entry.place;
                     }
                 }
                 None => {
-                    let value = self.fresh(spot, &path, entry.value);
-                    entries.push(Entry { value, ..entry });
+                    let value = self.fresh(spot, way, entry.value);
+                    let (key, place) = (entry.key, entry.place);
+                    entries.push(Entry { key, place, value });
                 }
             }
         }
         retain(entries, &removed);
     }
 
-    fn items(&mut self, spot: Spot<'_>, path: &str, items: &mut Vec<Node>, added: Vec<Node>) {
+    fn items(&mut self, spot: Spot<'_>, way: Way<'_>, items: &mut Vec<Node>, added: Vec<Node>) {
         let Some(identity) = spot.identity() else {
             return;
         };
@@ -270,14 +246,15 @@ impl Overlay<'_> {
         let mut removed = HashSet::new();
         for (index, mut item) in added.into_iter().enumerate() {
             let name = name_of(&item, identity);
-            let path = item_path(path, name.as_deref().unwrap_or(&index.to_string()));
+            let called = name_or_index(&item, Some(identity), index);
+            let way = way.item(&called);
             // Each is known once: the same name a second time is left for the rules to find.
             let present = name.as_ref().and_then(|name| known.remove(name));
             if item.get(REMOVE).is_some() {
-                self.judge_removal(identity, &path, &item, present);
-                if let Some((index, old)) = present.and_then(|i| Some((i, items.get(i)?.clone()))) {
+                self.judge_removal(identity, way, &item, present);
+                if let Some((index, old)) = present.and_then(|i| Some((i, items.get(i)?))) {
                     removed.insert(index);
-                    self.history.bury(spot.item(), &path, old, item.place);
+                    self.history.bury(spot.item(), way, old, item.place);
                 }
                 continue;
             }
@@ -286,10 +263,10 @@ impl Overlay<'_> {
                     if let Content::Map(entries) = &mut item.content {
                         entries.retain(|entry| entry.key != identity);
                     }
-                    self.lay(spot.item(), &path, present, item);
+                    self.lay(spot.item(), way, present, item);
                 }
                 None => {
-                    let item = self.fresh(spot.item(), &path, item);
+                    let item = self.fresh(spot.item(), way, item);
                     items.push(item);
                 }
             }
@@ -297,7 +274,7 @@ impl Overlay<'_> {
         retain(items, &removed);
     }
 
-    fn judge_removal(&mut self, identity: &str, path: &str, item: &Node, present: Option<usize>) {
+    fn judge_removal(&mut self, identity: &str, way: Way<'_>, item: &Node, present: Option<usize>) {
         let is_true = |node: &Node| node.content == Content::Bool(true);
         let clear = item.entries().len() == 2
             && item.get(identity).is_some()
@@ -321,7 +298,7 @@ impl Overlay<'_> {
             self.mistakes.push(Mistake {
                 file: file.unwrap_or_default(),
                 line: Some(item.place.line),
-                path: path.to_owned(),
+                path: way.to_string(),
                 found,
                 allowed,
             });

@@ -148,7 +148,7 @@ pub fn assemble(written: Vec<Written>, schema: &Value) -> Result<Source, Vec<Mis
         digest.update(&file.text);
         match parse(&file.text, &file.name, number) {
             Ok(root) => {
-                values = values.saturating_add(root.count());
+                values = values.saturating_add(root.size().values);
                 if let Some(roots) = layers.last_mut() {
                     roots.push(root);
                 }

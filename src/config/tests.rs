@@ -28,7 +28,7 @@ models:
 fn environment(name: &str) -> Option<OsString> {
     let value = match name {
         "KEY" | "DEEPSEEK_API_KEY" => "sk-one",
-        "OTHER" | "TIDEGATE_ADMIN_TOKEN" => "sk-two",
+        "OTHER" | "TIDEGATE_ADMIN_TOKEN" | "DEEPSEEK_SECOND_API_KEY" => "sk-two",
         _ => return None,
     };
     Some(value.into())

@@ -3,10 +3,11 @@
 
 use crate::config::mistake::quoted;
 use crate::config::nearest::hint;
-use crate::config::overlay::{item_path, key_path, name_of};
+use crate::config::overlay::name_of;
 use crate::config::position::{Content, Node};
 use crate::config::schema::Spot;
 use crate::config::source::Source;
+use crate::config::way::Way;
 
 /// One step of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,22 @@ pub fn find(key: &str, root: Spot<'_>, source: &Source) -> Result<String, String
             .map_err(|why| format!("there is no key {}: {why}", quoted(key)))?;
     }
     Ok(path)
+}
+
+/// `path` and a key of the map there.
+fn key_path(path: &str, key: &str) -> String {
+    let way = Way::Top.key(key).to_string();
+    let dot = if path.is_empty() || way.starts_with('[') {
+        ""
+    } else {
+        "."
+    };
+    format!("{path}{dot}{way}")
+}
+
+/// `path` and an item of the list there.
+fn item_path(path: &str, name: &str) -> String {
+    format!("{path}{}", Way::Top.item(name))
 }
 
 type Found<'s, 'n> = (Spot<'s>, Option<&'n Node>, String);
@@ -94,7 +111,7 @@ fn item<'s, 'n>(
     ))
 }
 
-/// What the schema says of a path that was made by [`key_path`] and [`item_path`].
+/// What the schema says of a way that was written down.
 pub fn spot_of<'s>(path: &str, root: Spot<'s>) -> Spot<'s> {
     let steps = steps(path).unwrap_or_default().into_iter();
     steps.fold(root, |spot, step| match step {

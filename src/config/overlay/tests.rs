@@ -180,6 +180,20 @@ fn each_value_keeps_its_own_place_and_what_it_replaced_is_known() {
     assert_eq!(told("tenants[a].id"), []);
 }
 
+#[test]
+fn what_is_remembered_is_bounded() {
+    let long = "k".repeat(100_000);
+    let values: String = (0..10_000).map(|n| format!("v{n}: 1, ")).collect();
+    let base = format!("models: {{m: {{set: {{{long}: {{{values}}}}}}}}}");
+    let (root, history) = laid(&[&base, "models: null"]).unwrap();
+    assert_eq!(root.to_json(), json!({}));
+    let remembered: usize = history.all().map(|(way, _)| way.len()).sum();
+    assert!(
+        remembered > 1_000_000 && remembered < MAX_HISTORY + 200_000,
+        "{remembered}"
+    );
+}
+
 /// Pieces of configurations in which keys of every kind come together, without nulls and removals.
 fn document() -> impl Strategy<Value = String> {
     let number = 0..4u32;
