@@ -3,6 +3,7 @@
 //!
 //! Stages read what earlier ones left and write their own part; nothing here decides.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,8 @@ use http::{HeaderValue, Version};
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
-use crate::identity::tenant::Identity;
+use crate::identity::directory::Identity;
+use crate::identity::signed_request::body::BodyDigest;
 use crate::relay::answer::AnswerScanner;
 use crate::relay::sse;
 use crate::relay::usage::Usage;
@@ -31,6 +33,8 @@ pub struct Context {
     pub request_id: HeaderValue,
     pub family: Family,
     pub connection: Option<Arc<ConnectionState>>,
+    /// Whose address it is after trusted proxies were believed; known with the identity.
+    pub client: Option<IpAddr>,
     /// As the client spoke it.
     pub protocol: Version,
     /// Bytes of the request body, once it was read whole.
@@ -84,7 +88,42 @@ pub enum Outbound {
     Through {
         length: Option<u64>,
         left: u64,
+        /// Of a signed upload.
+        check: Option<Box<HeldBack>>,
     },
+}
+
+/// The end of a signed upload, which waits until the digest of all of it is known: an altered one
+/// never arrives whole.
+pub struct HeldBack {
+    digest: Option<BodyDigest>,
+    last: Bytes,
+}
+
+impl HeldBack {
+    pub fn new(expected: [u8; 32]) -> Self {
+        Self {
+            digest: Some(BodyDigest::new(expected)),
+            last: Bytes::new(),
+        }
+    }
+
+    /// What may go on now that `piece` has come.
+    pub fn exchange(&mut self, piece: Bytes) -> Bytes {
+        if let Some(digest) = &mut self.digest {
+            digest.update(&piece);
+        }
+        if piece.is_empty() {
+            return Bytes::new();
+        }
+        std::mem::replace(&mut self.last, piece)
+    }
+
+    /// The rest, if the body is the one that was signed. To be asked once.
+    pub fn finish(&mut self) -> Option<Bytes> {
+        let genuine = self.digest.take().is_some_and(BodyDigest::matches);
+        genuine.then(|| std::mem::take(&mut self.last))
+    }
 }
 
 /// What was and is being tried.
@@ -191,6 +230,7 @@ impl Context {
             request_id: new_request_id(),
             family: Family::default(),
             connection: None,
+            client: None,
             protocol: Version::HTTP_11,
             body_bytes: None,
             _in_flight: in_flight,

@@ -19,10 +19,13 @@
 
 mod answer;
 mod attempt;
+pub mod guessing;
+mod identify;
 mod intake;
 mod record;
 mod verdict;
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +45,7 @@ use crate::downstream::in_flight::Requests;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
+use guessing::Guessing;
 
 /// What all requests share.
 pub struct Gateway {
@@ -49,6 +53,9 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     pub in_flight: Arc<Requests>,
     pub bodies: Arc<BodyBudget>,
+    pub guessing: Guessing,
+    /// Seeded at random, for fingerprints of what callers show.
+    pub hasher: RandomState,
 }
 
 #[async_trait]
@@ -118,10 +125,10 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.put_body(body, ctx)
+        self.put_body(body, end, ctx)
     }
 
     async fn upstream_response_filter(

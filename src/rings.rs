@@ -14,9 +14,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
     ("upstream", &["config"]),
-    ("routing", &["config", "request", "upstream"]),
+    ("routing", &["config", "identity", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
-    ("downstream", &["request"]),
+    ("downstream", &["identity", "request"]),
     (
         "snapshot",
         &["config", "identity", "request", "routing", "upstream"],
@@ -50,7 +50,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("admin", &["config", "snapshot", "telemetry", "upstream"]),
+    (
+        "admin",
+        &["config", "identity", "snapshot", "telemetry", "upstream"],
+    ),
     (
         "server",
         &[
@@ -59,6 +62,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "downstream",
             "fetch",
             "gateway",
+            "identity",
             "request",
             "snapshot",
             "telemetry",
@@ -97,6 +101,7 @@ const PURE: &[&str] = &[
     "upstream/endpoint.rs",
     "upstream/health.rs",
     "upstream/retry.rs",
+    "upstream/signing.rs",
 ];
 
 #[test]

@@ -12,11 +12,22 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use crate::config::settings::{Settings, UpstreamId};
-use crate::identity::tenant::Directory;
+use crate::identity::directory::Directory;
+use crate::identity::issuer::IssuerError;
+use crate::identity::standing::Standing;
 use crate::request::edit::JsonText;
 use crate::request::head::HeadLimits;
 use crate::routing::route::{Route, Routes};
 use crate::upstream::pool::{Lane, Pool, PoolError, Registry};
+
+/// Why settings cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Issuer(#[from] IssuerError),
+}
 
 pub struct Snapshot {
     pub settings: Arc<Settings>,
@@ -42,8 +53,9 @@ impl Snapshot {
     pub fn new(
         settings: Arc<Settings>,
         registry: &Registry,
+        standing: &Arc<Standing>,
         now: Instant,
-    ) -> Result<Self, PoolError> {
+    ) -> Result<Self, SnapshotError> {
         let mut pools = Vec::with_capacity(settings.upstreams.len());
         for upstream in &settings.upstreams {
             pools.push(Pool::new(upstream.clone(), registry, now)?);
@@ -87,7 +99,7 @@ impl Snapshot {
             max_fields: limits.max_head_fields,
             max_target: limits.max_target,
         };
-        let directory = Directory::new(&settings.tenants);
+        let directory = Directory::new(&settings, standing.clone())?;
         let lanes = lanes.into_values().collect();
         Ok(Self {
             directory,

@@ -3,8 +3,11 @@
 
 use std::time::Instant;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::config::settings::{Credential, CredentialKind, Tenant, Validity};
+use crate::identity::expiry;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::pool::Pool;
@@ -20,7 +23,14 @@ pub fn report(snapshot: &Snapshot, ready: bool, now: Instant) -> Value {
         .settings
         .tenants
         .iter()
-        .map(|tenant| json!({"id": tenant.id.as_str(), "enabled": tenant.enabled, "models": snapshot.routes.allowed(tenant)}))
+        .map(|tenant| {
+            json!({
+                "id": tenant.id.as_str(),
+                "enabled": tenant.enabled,
+                "models": snapshot.routes.allowed(|name| tenant.models.allows(name)),
+                "credentials": credentials(snapshot, tenant),
+            })
+        })
         .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -28,6 +38,37 @@ pub fn report(snapshot: &Snapshot, ready: bool, now: Instant) -> Value {
         "upstreams": upstreams,
         "tenants": tenants,
     })
+}
+
+/// By id, with their times; what they are made of is known to nobody here.
+fn credentials(snapshot: &Snapshot, tenant: &Tenant) -> Vec<Value> {
+    let entry = |kind: CredentialKind, id: &str, validity: Option<&Validity>| {
+        let time = |time: Option<Timestamp>| time.map(|time| time.to_string());
+        let last_used = snapshot.directory.last_use(kind, id);
+        json!({
+            "kind": kind.as_str(),
+            "id": id,
+            "enabled": validity.is_none_or(|validity| validity.enabled),
+            "not_before": validity.and_then(|validity| time(validity.not_before)),
+            "not_after": validity.and_then(|validity| time(validity.not_after)),
+            "last_used": last_used.and_then(|seconds| time(Timestamp::from_second(seconds).ok())),
+        })
+    };
+    tenant
+        .credentials
+        .iter()
+        .map(|credential| match credential {
+            Credential::ApiKey(key) => entry(CredentialKind::ApiKey, &key.id, Some(&key.validity)),
+            Credential::SignedRequest(signer) => entry(
+                CredentialKind::SignedRequest,
+                &signer.id,
+                Some(&signer.validity),
+            ),
+            Credential::ClientCertificate(name) => {
+                entry(CredentialKind::ClientCertificate, &name.to_string(), None)
+            }
+        })
+        .collect()
 }
 
 fn upstream(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Value {
@@ -61,13 +102,40 @@ fn upstream(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Value {
     json!({"id": pool.settings.id.as_str(), "endpoints": endpoints, "accounts": accounts, "in_flight": loads})
 }
 
+/// When credentials end, for alerts.
+fn refresh_credentials(metrics: &Metrics, snapshot: &Snapshot) {
+    metrics.credential_expiry.reset();
+    let ahead = snapshot.settings.identity.warn_before_expiry.as_secs();
+    let horizon = Timestamp::now().as_second().saturating_add_unsigned(ahead);
+    let tenants = snapshot.settings.tenants.iter().map(|tenant| &**tenant);
+    let mut soon = 0;
+    for ending in expiry::endings(tenants) {
+        let labels = [ending.tenant.as_str(), ending.kind.as_str(), &ending.id];
+        let gauge = metrics.credential_expiry.with_label_values(&labels);
+        gauge.set(ending.not_after as f64);
+        soon += i64::from(ending.not_after <= horizon);
+    }
+    metrics.credentials_expiring.set(soon);
+    let held = i64::try_from(snapshot.directory.nonces_held()).unwrap_or(i64::MAX);
+    metrics.nonces_held.set(held);
+}
+
 /// Sets the gauges that are read from the running state.
 pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.upstream_healthy.reset();
     metrics.endpoint_addresses.reset();
     metrics.account_in_flight.reset();
     metrics.account_ceiling.reset();
+    metrics.upstream_unverified.reset();
+    refresh_credentials(metrics, snapshot);
     for pool in &snapshot.pools {
+        if pool.settings.tls.unverified {
+            let labels = [pool.settings.id.as_str()];
+            metrics
+                .upstream_unverified
+                .with_label_values(&labels)
+                .set(1);
+        }
         for slot in &pool.endpoints {
             let labels = [pool.settings.id.as_str(), slot.settings.url.as_str()];
             let healthy = slot.state.is_healthy(now, pool.is_watched());

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::sources::{Configuration, complain_of_source};
+use super::sources::Configuration;
 use super::{Exit, complain, complain_of, print};
 use crate::config::explain::ExplainError;
 use crate::config::{self, Layer, Loaded, Settings, diff};
-use crate::server::tls::Acceptor;
+use crate::identity::standing::Standing;
+use crate::server::tls::Fresh;
 use crate::snapshot::Snapshot;
 use crate::upstream::pool::Registry;
 
@@ -28,21 +29,14 @@ pub(super) struct Options {
 }
 
 pub(super) fn check(options: Options) -> Exit {
-    let sources = match options.configuration.sources() {
-        Ok(sources) => sources,
+    let layers = match options.configuration.read() {
+        Ok(layers) => layers,
         Err(exit) => return exit,
     };
-    let reading = match sources.read_now() {
-        Ok(reading) => reading,
-        Err(cause) => return complain_of_source(&cause),
-    };
-    for note in &reading.notes {
-        complain(&format!("warning: {}", note.text));
-    }
     if !options.explain.is_empty() {
-        return explain(&reading.layers, &options.explain);
+        return explain(&layers, &options.explain);
     }
-    let loaded = match config::load(&reading.layers) {
+    let loaded = match config::load(&layers) {
         Ok(loaded) => loaded,
         Err(mistakes) => return complain_of(&mistakes),
     };
@@ -87,11 +81,13 @@ fn try_files(settings: &Arc<Settings>) -> Result<(), Vec<String>> {
         .iter()
         .filter_map(|listener| listener.tls.as_ref())
     {
-        if let Err(cause) = Acceptor::read(tls) {
+        if let Err(cause) = Fresh::read(tls) {
             problems.push(cause.to_string());
         }
     }
-    if let Err(cause) = Snapshot::new(settings.clone(), &Registry::default(), Instant::now()) {
+    let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
+    let registry = Registry::default();
+    if let Err(cause) = Snapshot::new(settings.clone(), &registry, &standing, Instant::now()) {
         problems.push(cause.to_string());
     }
     if problems.is_empty() {

@@ -1,12 +1,25 @@
 //! `tidegate key`: makes the keys that tenants hold and the lines that the configuration holds.
 
 use std::fmt::Write;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Exit, bold, complain, print};
-use crate::identity::api_key::{self, NewKey};
+use super::sources::Configuration;
+use super::{Exit, bold, complain, complain_of, print};
+use crate::config;
+use crate::config::secret::Secret;
+use crate::config::settings::{Credential, KeyHash, Settings, Validity};
+use crate::config::text::parse_duration;
+use crate::identity::api_key::{self, NewKey, Pepper};
+
+/// Long enough for a change freeze, short enough that an old key does not live on for ever.
+const OVERLAP: &str = "168h";
+/// A key has some 60 bytes.
+const MOST_INPUT: u64 = 4096;
 
 #[derive(Subcommand)]
 pub(super) enum Verb {
@@ -18,7 +31,39 @@ pub(super) enum Verb {
         /// The key's readable id; made up if absent
         #[arg(long, value_name = "ID", value_parser = id)]
         id: Option<String>,
+        #[command(flatten)]
+        pepper: PepperChoice,
     },
+    /// Hash a key that is read from standard input, for the tenant's `credentials`
+    Hash {
+        #[command(flatten)]
+        pepper: PepperChoice,
+    },
+    /// Make the successor of a key: shows it once, with the lines for both while they overlap
+    Rotate {
+        #[command(flatten)]
+        configuration: Configuration,
+        /// The id of the key that is to be replaced
+        #[arg(long, value_name = "ID")]
+        key: String,
+        /// The new key's readable id; made up if absent
+        #[arg(long, value_name = "ID", value_parser = id)]
+        id: Option<String>,
+        /// How long the old key goes on working
+        #[arg(long, value_name = "DURATION", default_value = OVERLAP, value_parser = duration)]
+        overlap: Duration,
+    },
+}
+
+/// Which of `identity.peppers` the hash is made with.
+#[derive(Args)]
+pub(super) struct PepperChoice {
+    /// Name of the pepper in `identity.peppers`; without it the hash is a plain SHA-256
+    #[arg(long, value_name = "NAME", value_parser = id, requires = "pepper_file")]
+    pepper: Option<String>,
+    /// The file that holds it
+    #[arg(long, value_name = "PATH", requires = "pepper")]
+    pepper_file: Option<PathBuf>,
 }
 
 /// The line to paste, as the configuration takes it.
@@ -30,50 +75,175 @@ struct Line<'a> {
 #[derive(Serialize)]
 struct ApiKey<'a> {
     id: &'a str,
-    hash: String,
+    hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_before: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_after: Option<String>,
 }
 
 pub(super) fn key(verb: Verb) -> Exit {
-    let Verb::New { tenant, id } = verb;
-    let made = match new_key(&tenant, id) {
-        Ok(made) => made,
-        Err(cause) => {
-            complain(&format!("no random bytes can be had: {cause}"));
-            return Exit::Failure;
-        }
+    let shown = match verb {
+        Verb::New { tenant, id, pepper } => new(&tenant, id, &pepper),
+        Verb::Hash { pepper } => hash(&pepper),
+        Verb::Rotate {
+            configuration,
+            key,
+            id,
+            overlap,
+        } => match configuration.read().map(|layers| config::load(&layers)) {
+            Ok(Ok(loaded)) => rotate(&loaded.settings, &key, id, overlap),
+            Ok(Err(mistakes)) => return complain_of(&mistakes),
+            Err(exit) => return exit,
+        },
     };
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{}",
-        bold("The key. It is shown this once and stored nowhere; hand it to the tenant:")
-    );
-    let _ = writeln!(text, "\n  {}\n", made.key.expose());
+    match shown {
+        Ok(text) => print(&text),
+        Err(why) => {
+            complain(&why);
+            Exit::Failure
+        }
+    }
+}
+
+fn new(tenant: &str, id: Option<String>, pepper: &PepperChoice) -> Result<String, String> {
+    let made = new_key(tenant, id).map_err(no_random)?;
+    let hash = match pepper.read()? {
+        Some((name, pepper)) => peppered_text(&name, &pepper, made.key.expose()),
+        None => hash_text(&made.hash),
+    };
+    let mut text = present(&made);
     let _ = writeln!(
         text,
         "{}",
         bold(&format!("The line for `credentials` of tenant {tenant}:"))
     );
-    let _ = writeln!(text, "\n{}", yaml_line(&made));
-    print(&text)
+    let _ = writeln!(text, "\n{}", line(&made.id, &hash, None, None));
+    Ok(text)
+}
+
+fn hash(pepper: &PepperChoice) -> Result<String, String> {
+    let mut text = zeroize::Zeroizing::new(String::new());
+    std::io::stdin()
+        .lock()
+        .take(MOST_INPUT)
+        .read_to_string(&mut text)
+        .map_err(|cause| format!("cannot read standard input: {cause}"))?;
+    let key = text.trim();
+    // The key itself is not quoted: what is wrong with it can be said without it.
+    let id = api_key::id(key).map_err(|cause| cause.to_string())?;
+    let hash = match pepper.read()? {
+        Some((name, pepper)) => peppered_text(&name, &pepper, key),
+        None => hash_text(&api_key::hash(key)),
+    };
+    Ok(line(id, &hash, None, None))
+}
+
+fn rotate(
+    settings: &Settings,
+    old: &str,
+    id: Option<String>,
+    overlap: Duration,
+) -> Result<String, String> {
+    let found = settings.tenants.iter().find_map(|tenant| {
+        let key = tenant
+            .credentials
+            .iter()
+            .find_map(|credential| match credential {
+                Credential::ApiKey(key) if key.id == old => Some(key),
+                _ => None,
+            })?;
+        Some((tenant, key))
+    });
+    let (tenant, key) = found.ok_or_else(|| format!("no tenant has a key with the id {old}"))?;
+    let made = new_key(tenant.id.as_str(), id).map_err(no_random)?;
+    if made.id == old {
+        return Err("the new key needs an id of its own".to_owned());
+    }
+    let (old_hash, new_hash) = match &key.hash {
+        KeyHash::Sha256(hash) => (hash_text(hash), hash_text(&made.hash)),
+        KeyHash::Peppered { pepper, hash } => {
+            let secret = settings.identity.peppers.get(pepper);
+            let keyed = secret
+                .and_then(Pepper::new)
+                .ok_or_else(|| format!("there is no pepper {pepper}"))?;
+            let new = peppered_text(pepper, &keyed, made.key.expose());
+            (format!("hmac-sha256:{pepper}:{}", hex(hash)), new)
+        }
+    };
+    let end = end_of_overlap(&key.validity, overlap)?;
+    let mut text = present(&made);
+    let heading = format!(
+        "The lines for `credentials` of tenant {}, in place of the one for {old}. \
+         Reload, hand the new key over, and delete the old line when it has ended:",
+        tenant.id
+    );
+    let _ = writeln!(text, "{}", bold(&heading));
+    let begin = key.validity.not_before.map(|time| time.to_string());
+    let _ = write!(text, "\n{}", line(old, &old_hash, begin, Some(end)));
+    let _ = writeln!(text, "{}", line(&made.id, &new_hash, None, None));
+    Ok(text)
+}
+
+/// Never later than the end it has already.
+fn end_of_overlap(validity: &Validity, overlap: Duration) -> Result<String, String> {
+    let overlap = jiff::SignedDuration::try_from(overlap).map_err(|cause| cause.to_string())?;
+    let end = jiff::Timestamp::now()
+        .checked_add(overlap)
+        .map_err(|cause| cause.to_string())?;
+    let end = validity.not_after.map_or(end, |sooner| sooner.min(end));
+    jiff::Timestamp::from_second(end.as_second())
+        .map(|end| end.to_string())
+        .map_err(|cause| cause.to_string())
+}
+
+impl PepperChoice {
+    fn read(&self) -> Result<Option<(String, Pepper)>, String> {
+        let (Some(name), Some(path)) = (&self.pepper, &self.pepper_file) else {
+            return Ok(None);
+        };
+        let secret = read_secret(path)
+            .map_err(|cause| format!("cannot read the pepper {}: {cause}", path.display()))?;
+        let pepper = Pepper::new(&secret).ok_or("the pepper cannot be used")?;
+        Ok(Some((name.clone(), pepper)))
+    }
+}
+
+/// As the configuration reads it: without the newline at the end.
+fn read_secret(path: &Path) -> std::io::Result<Secret> {
+    let mut text = std::fs::read_to_string(path)?;
+    let length = text.strip_suffix('\n').map_or(text.len(), str::len);
+    text.truncate(length);
+    Ok(Secret::new(text))
+}
+
+fn present(made: &NewKey) -> String {
+    let heading = bold("The key. It is shown this once and stored nowhere; hand it to the tenant:");
+    format!("{heading}\n\n  {}\n\n", made.key.expose())
 }
 
 /// Makes a key for a tenant; without an id, one of the tenant's name and four random digits.
 pub(super) fn new_key(tenant: &str, id: Option<String>) -> Result<NewKey, getrandom::Error> {
-    let mut random = [0u8; 32];
-    getrandom::fill(&mut random)?;
+    let mut random = zeroize::Zeroizing::new([0u8; 32]);
+    getrandom::fill(&mut *random)?;
     let mut suffix = [0u8; 2];
     getrandom::fill(&mut suffix)?;
     let id = id.unwrap_or_else(|| format!("{}-{:04x}", short(tenant), u16::from_be_bytes(suffix)));
     Ok(api_key::make(&id, &random))
 }
 
+fn no_random(cause: getrandom::Error) -> String {
+    format!("no random bytes can be had: {cause}")
+}
+
 /// The list item, indented to be pasted.
-pub(super) fn yaml_line(made: &NewKey) -> String {
+fn line(id: &str, hash: &str, not_before: Option<String>, not_after: Option<String>) -> String {
     let line = [Line {
         api_key: ApiKey {
-            id: &made.id,
-            hash: hash_text(&made.hash),
+            id,
+            hash,
+            not_before,
+            not_after,
         },
     }];
     let yaml = serde_yaml::to_string(&line).unwrap_or_default();
@@ -82,15 +252,24 @@ pub(super) fn yaml_line(made: &NewKey) -> String {
 
 /// A hash as the configuration takes it.
 pub(super) fn hash_text(hash: &[u8; 32]) -> String {
-    let mut text = "sha256:".to_owned();
-    for byte in hash {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    format!("sha256:{}", hex(hash))
+}
+
+fn peppered_text(name: &str, pepper: &Pepper, key: &str) -> String {
+    format!("hmac-sha256:{name}:{}", hex(&pepper.hash(key)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn short(tenant: &str) -> String {
     tenant.chars().take(24).collect()
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .map_err(|why| format!("{why}; expected {}", crate::config::text::DURATION_FORM))
 }
 
 /// Ids as the configuration takes them.
@@ -114,10 +293,30 @@ mod tests {
     #[test]
     fn the_printed_line_is_what_the_configuration_takes() {
         let made = new_key("search", None).unwrap();
-        let parsed: serde_yaml::Value = serde_yaml::from_str(&yaml_line(&made)).unwrap();
-        assert_eq!(parsed[0]["api_key"]["id"], made.id.as_str());
-        assert_eq!(parsed[0]["api_key"]["hash"], hash_text(&made.hash).as_str());
+        let text = line(
+            &made.id,
+            &hash_text(&made.hash),
+            None,
+            Some("2026-12-31T00:00:00Z".to_owned()),
+        );
+        let parsed: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
+        let key = &parsed[0]["api_key"];
+        assert_eq!(key["id"], made.id.as_str());
+        assert_eq!(key["hash"], hash_text(&made.hash).as_str());
+        assert_eq!(key["not_after"], "2026-12-31T00:00:00Z");
         assert_eq!(api_key::id(made.key.expose()), Ok(made.id.as_str()));
+    }
+
+    #[test]
+    fn an_overlap_never_lengthens_a_keys_life() {
+        let sooner: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let validity = Validity {
+            enabled: true,
+            not_before: None,
+            not_after: Some(sooner),
+        };
+        let end = end_of_overlap(&validity, Duration::from_secs(60)).unwrap();
+        assert_eq!(end, sooner.to_string());
     }
 
     #[test]

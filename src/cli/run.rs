@@ -44,7 +44,7 @@ pub(super) fn serve(start: Start) -> Exit {
         Ok(()) => Exit::Success,
         Err(StartError::Config(mistakes)) => complain_of(&mistakes),
         Err(StartError::Source(cause)) => super::sources::complain_of_source(&cause),
-        Err(error @ (StartError::Certificate(_) | StartError::Pool(_))) => {
+        Err(error @ (StartError::Certificate(_) | StartError::Snapshot(_))) => {
             complain(&error.to_string());
             Exit::Misconfigured
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, complain};
+use crate::config::Layer;
 use crate::config::file::STATE_DIR;
 use crate::server::sources::{Asking, Header, SourceError, Sources};
 
@@ -42,6 +43,17 @@ impl Configuration {
             Sources::new(self.config, asking)
         });
         sources.map_err(|cause| complain_of_source(&cause))
+    }
+
+    /// What it says now, after the operator was told of what stands in for what; or an exit after
+    /// the reason was told.
+    pub(super) fn read(self) -> Result<Vec<Layer>, Exit> {
+        let reading = self.sources()?.read_now();
+        let reading = reading.map_err(|cause| complain_of_source(&cause))?;
+        for note in &reading.notes {
+            complain(&format!("warning: {}", note.text));
+        }
+        Ok(reading.layers)
     }
 }
 

@@ -2,8 +2,11 @@
 //! A mistake is reported and stepped over with a stand-in, so that one run finds all of them;
 //! settings come out only if there were none.
 
+mod identity;
+mod listeners;
 mod models;
 mod server;
+mod signing;
 mod tenants;
 mod upstreams;
 mod url;
@@ -48,11 +51,12 @@ pub fn check<'a>(
             file::Profile::Production => Profile::Production,
             file::Profile::Development => Profile::Development,
         },
-        server: Arc::new(check.server(&file.server)),
+        server: Arc::new(check.server(file)),
         logging: logging(&file.logging),
         retry: Retry {
             attempts: file.retry.attempts,
         },
+        identity: check.identity(file),
         tenants: check.tenants(file),
         upstreams: check.upstreams(file),
         models: check.models(file),
@@ -151,11 +155,23 @@ impl<'a> Check<'a, '_> {
 
     /// A duration of at least `least` and at most [`MAX_DURATION`].
     fn duration(&mut self, value: DurationText, least: Duration, path: KeyPath<'_>) -> Duration {
-        if value.0 < least || value.0 > MAX_DURATION {
+        self.between(value, least, MAX_DURATION, path)
+    }
+
+    /// A duration of at least `least` and at most `most`.
+    fn between(
+        &mut self,
+        value: DurationText,
+        least: Duration,
+        most: Duration,
+        path: KeyPath<'_>,
+    ) -> Duration {
+        if value.0 < least || value.0 > most {
+            let most = format_duration(most);
             let allowed = if least == ABOVE_ZERO {
-                "expected more than 0 and at most 24h".to_owned()
+                format!("expected more than 0 and at most {most}")
             } else {
-                format!("expected {} to 24h", format_duration(least))
+                format!("expected {} to {most}", format_duration(least))
             };
             self.report.mistake(path, format_duration(value.0), allowed);
         }

@@ -6,6 +6,7 @@
 //! Every default is a constant here, with its unit and its reason. A key that must be given is
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
+mod identity;
 mod server;
 mod upstream;
 
@@ -16,10 +17,18 @@ use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use server::{Admin, Limits, Listener, ListenerTls, STATE_DIR, Server, TlsVersion};
+use super::networks::NetworkText;
+pub use identity::{
+    ApiKey, ClientCertificate, Credential, CredentialKind, Identity, SignedRequest, SignedRequests,
+    TokenAlgorithm, TokenIssuer, TokenKeys, TokenTenant,
+};
+pub use server::{
+    Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, STATE_DIR,
+    Server, TlsFiles, TlsVersion,
+};
 pub use upstream::{
-    Account, Auth, Dialect, Endpoint, Health, Probe, Protocol, Surface, Timeouts, Upstream,
-    UpstreamTls,
+    Account, Auth, Dialect, Encoding, Endpoint, Health, Probe, Protocol, Signing, Surface,
+    Timeouts, TimestampUnit, Upstream, UpstreamTls,
 };
 
 /// Attempts per request, the first included. Two: one account or endpoint may fail unseen, and a
@@ -38,6 +47,7 @@ pub struct File {
     pub server: Server,
     pub logging: Logging,
     pub retry: Retry,
+    pub identity: Identity,
     /// Who may use the gateway. Without tenants every request is refused.
     pub tenants: Vec<Tenant>,
     /// The providers behind the gateway.
@@ -125,7 +135,7 @@ impl Default for Retry {
 /// Someone who may use the gateway.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(transform = Required("id, models, credentials"))]
+#[schemars(transform = Required("id, models"))]
 pub struct Tenant {
     /// Stable name, seen in metrics, logs and the ledger.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
@@ -140,9 +150,15 @@ pub struct Tenant {
     /// May use `/v1/files`. Files belong to the upstream's account, not to a tenant: whoever may use
     /// them sees and can delete everybody's.
     pub files: bool,
-    /// Ways to prove to be this tenant; any one of them will do.
-    #[schemars(length(min = 1))]
+    /// Ways to prove to be this tenant; any one of them will do. A tenant that is only known by
+    /// signed tokens has none here.
     pub credentials: Vec<Credential>,
+    /// Kinds of credentials that are taken for this tenant. Without it, all.
+    #[schemars(length(min = 1))]
+    pub accept: Option<Vec<CredentialKind>>,
+    /// Networks that this tenant may call from, such as 10.0.0.0/8. Without it, all.
+    #[schemars(length(min = 1))]
+    pub allow_from: Option<Vec<NetworkText>>,
 }
 
 impl Default for Tenant {
@@ -157,30 +173,10 @@ impl Default for Tenant {
             balance: false,
             files: false,
             credentials,
+            accept: None,
+            allow_from: None,
         }
     }
-}
-
-/// A way to prove to be a tenant.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(transform = Required("api_key"))]
-pub struct Credential {
-    /// An API key, as `tidegate key new` prints it.
-    pub api_key: ApiKey,
-}
-
-/// What is kept of an API key: its name and its hash, never the key.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-#[schemars(transform = Required("id, hash"))]
-pub struct ApiKey {
-    /// The readable part of the key `tg_<id>_<secret>`; unique over all tenants.
-    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
-    pub id: String,
-    /// SHA-256 of the whole key: `sha256:` and 64 hexadecimal digits.
-    #[schemars(regex(pattern = r"^sha256:[0-9a-fA-F]{64}$"), extend("x-tidegate-kind" = "hash"))]
-    pub hash: String,
 }
 
 /// What serves a public model name: `variants`, or another name by `alias`.

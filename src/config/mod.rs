@@ -14,6 +14,7 @@ pub mod file;
 pub mod kept;
 mod mistake;
 mod nearest;
+pub mod networks;
 mod overlay;
 mod position;
 pub mod schema;

@@ -23,6 +23,9 @@ pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 /// What may stand where a secret is wanted, for a person.
 pub const REFERENCE_FORM: &str = "a reference: ${env:NAME}, ${file:PATH} or ${credential:NAME}; a secret itself may not stand in the file";
 
+/// What may stand where the hash of a key is wanted, for a person.
+pub const HASH_FORM: &str = "sha256: and 64 hexadecimal digits, or hmac-sha256:PEPPER: and 64 hexadecimal digits, as `tidegate key new` and `key hash` print them";
+
 /// A value that must not be seen. It is wiped from memory when dropped, compared in constant time
 /// (its length is not hidden), and printed as `Secret(***)`.
 #[derive(Clone)]

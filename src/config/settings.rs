@@ -5,13 +5,21 @@
 //! began with. Nothing here is mutable, nothing here counts: counters, pools and health live in
 //! the modules that own them, keyed by the ids below, so that a reload keeps them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod identity;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::networks::Networks;
 use super::secret::Secret;
+pub use identity::{
+    Accepted, AllowedModels, ApiKey, CertificateName, Credential, CredentialKind, Identity,
+    KeyHash, SignedRequest, SignedRequests, Tenant, TokenAlgorithm, TokenIssuer, TokenKeys,
+    Validity,
+};
 
 /// Everything the gateway was told.
 #[derive(Debug)]
@@ -20,6 +28,7 @@ pub struct Settings {
     pub server: Arc<Server>,
     pub logging: Logging,
     pub retry: Retry,
+    pub identity: Identity,
     /// In the order of the file; `TenantId` is unique.
     pub tenants: Vec<Arc<Tenant>>,
     pub upstreams: Vec<Arc<Upstream>>,
@@ -67,6 +76,8 @@ pub struct Server {
     pub upstream_idle_connections: usize,
     /// How often the configuration's files are looked at; zero for never.
     pub watch_configuration: Duration,
+    /// How often the listeners' TLS files are looked at; zero for on reload only.
+    pub watch_files: Duration,
     pub limits: Limits,
 }
 
@@ -77,16 +88,56 @@ pub struct Listener {
     /// HTTP/2 without TLS, by prior knowledge.
     pub h2c: bool,
     pub tls: Option<ListenerTls>,
+    /// Kinds of credentials that are taken here.
+    pub accept: Accepted,
+    /// Who requests without a credential count as; `None` refuses them.
+    pub anonymous_tenant: Option<TenantId>,
+    pub trusted_proxies: Networks,
+    pub forwarded_by: Forwarding,
+    /// Connections from here begin with a PROXY protocol header.
+    pub proxy_protocol_from: Networks,
 }
 
-/// A listener's certificate; the files are read when it is built and on each reload.
+/// The field in which a trusted proxy tells the client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarding {
+    XForwardedFor,
+    /// RFC 7239.
+    Forwarded,
+}
+
+/// A listener's TLS; the files are read when it is built, on each reload and when they change.
 #[derive(Debug, PartialEq)]
 pub struct ListenerTls {
-    /// PEM, leaf first.
-    pub certificate: PathBuf,
-    /// PEM.
-    pub private_key: PathBuf,
+    /// At least one; the first serves every name that no other has.
+    pub certificates: Vec<TlsFiles>,
+    pub policy: CipherPolicy,
     pub min_version: TlsVersion,
+    pub clients: Option<ClientCertificates>,
+}
+
+/// PEM files: a chain, leaf first, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+/// What is asked of clients on TLS.
+#[derive(Debug, PartialEq)]
+pub struct ClientCertificates {
+    /// PEM bundle.
+    pub ca: PathBuf,
+    /// PEM, one list for each authority.
+    pub crl: Option<PathBuf>,
+    pub required: bool,
+}
+
+/// Mozilla's server side TLS levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CipherPolicy {
+    Intermediate,
+    Modern,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,40 +207,6 @@ pub struct Retry {
 }
 
 #[derive(Debug, PartialEq)]
-pub struct Tenant {
-    pub id: TenantId,
-    pub enabled: bool,
-    pub models: AllowedModels,
-    /// May this tenant read `/user/balance`?
-    pub balance: bool,
-    /// May this tenant use `/v1/files*`?
-    pub files: bool,
-    pub credentials: Vec<Credential>,
-}
-
-#[derive(Debug, PartialEq)]
-pub enum AllowedModels {
-    /// `["*"]`
-    All,
-    Listed(HashSet<String>),
-}
-
-/// How a tenant proves who it is. Signed tokens, signed requests and client certificates join here.
-#[derive(Debug, PartialEq)]
-pub enum Credential {
-    ApiKey(ApiKey),
-}
-
-/// What is stored of an API key `tg_<id>_<secret>`: never the key.
-#[derive(Debug, PartialEq)]
-pub struct ApiKey {
-    /// The readable part of the key, unique over all tenants.
-    pub id: String,
-    /// SHA-256 of the whole key as the client sends it.
-    pub hash: [u8; 32],
-}
-
-#[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub id: UpstreamId,
     pub dialect: Dialect,
@@ -216,12 +233,59 @@ pub enum Dialect {
     OpenAi,
 }
 
+/// How an upstream is shown that a request is an account's.
 #[derive(Debug, Clone, PartialEq)]
-pub struct UpstreamAuth {
-    /// Lower case.
-    pub header: String,
-    /// Put before the credential with a space; empty for none.
-    pub scheme: String,
+pub enum UpstreamAuth {
+    /// The key itself, in a field.
+    Key {
+        /// Lower case.
+        header: String,
+        /// Put before the key with a space; empty for none.
+        scheme: String,
+    },
+    /// A signature made with the key.
+    Signing(Signing),
+}
+
+/// HMAC-SHA256 request signing; the texts hold placeholders, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signing {
+    pub message: Template,
+    /// Field names in lower case.
+    pub headers: Vec<(String, Template)>,
+    pub encoding: Encoding,
+    pub timestamp: TimestampUnit,
+}
+
+/// A text with placeholders, taken apart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template(pub Vec<TemplatePart>);
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum TemplatePart {
+    Text(String),
+    KeyId,
+    Method,
+    Path,
+    Query,
+    Host,
+    Timestamp,
+    Nonce,
+    BodySha256,
+    Signature,
+}
+
+/// How bytes are written in a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Hex,
+    Base64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestampUnit {
+    Seconds,
+    Milliseconds,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -238,6 +302,12 @@ pub struct UpstreamTls {
     pub server_name: Option<String>,
     /// At least this.
     pub min_version: Option<TlsVersion>,
+    /// What we show of ourselves.
+    pub client: Option<TlsFiles>,
+    /// SHA-256 of the SubjectPublicKeyInfo that the certificate may have; empty for any.
+    pub pins: Vec<[u8; 32]>,
+    /// Certificate and name are not verified; never in production.
+    pub unverified: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -292,6 +362,8 @@ pub struct Account {
     pub id: AccountId,
     /// None for a self-hosted engine that asks for no key.
     pub api_key: Option<Secret>,
+    /// What signatures name the key by.
+    pub key_id: String,
     /// Ceiling of concurrent requests by upstream model name; a model that is not named has none.
     pub max_concurrent: BTreeMap<String, u32>,
 }
@@ -313,16 +385,6 @@ pub struct Variant {
     pub model: String,
 }
 
-impl AllowedModels {
-    /// May a tenant with this list use the public model `name`?
-    pub fn allows(&self, name: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Listed(names) => names.contains(name),
-        }
-    }
-}
-
 macro_rules! text_id {
     ($($id:ident),*) => {$(
         impl $id {
@@ -341,3 +403,9 @@ macro_rules! text_id {
     )*};
 }
 text_id!(TenantId, UpstreamId, AccountId);
+
+impl std::borrow::Borrow<str> for TenantId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}

@@ -10,10 +10,13 @@ use serde_json::Value;
 
 use super::mistake::{KeyPath, Report, quoted};
 use super::nearest::hint;
+use super::networks::{NETWORK_FORM, parse_network};
 use super::position::{Content, Entry, Node};
 use super::schema::choices;
-use super::secret::{REFERENCE_FORM, looks_like_reference};
-use super::text::{DURATION_FORM, SIZE_FORM, parse_duration, parse_size};
+use super::secret::{HASH_FORM, REFERENCE_FORM, looks_like_reference};
+use super::text::{
+    DURATION_FORM, SIZE_FORM, TIMESTAMP_FORM, parse_duration, parse_size, parse_timestamp,
+};
 
 /// Reports where `root` is not what `schema` allows.
 pub fn walk(schema: &Value, root: &Node, report: &mut Report<'_>) {
@@ -118,32 +121,22 @@ impl<'s> Walk<'s, '_, '_> {
     }
 
     fn text(&mut self, schema: &'s Value, node: &Node, text: &str, path: KeyPath<'_>) {
-        match kind(schema) {
+        let (why, form) = match kind(schema) {
             Some("secret") => return,
-            Some("duration") => {
-                if let Err(why) = parse_duration(text) {
-                    self.report.mistake_at(
-                        node.place,
-                        path,
-                        format!("{} {why}", quoted(text)),
-                        expected(DURATION_FORM),
-                    );
-                }
-                return;
-            }
-            Some("size") => {
-                if let Err(why) = parse_size(text) {
-                    self.report.mistake_at(
-                        node.place,
-                        path,
-                        format!("{} {why}", quoted(text)),
-                        expected(SIZE_FORM),
-                    );
-                }
-                return;
-            }
-            _ => {}
+            Some("duration") => (why_not(parse_duration(text)), DURATION_FORM),
+            Some("size") => (why_not(parse_size(text)), SIZE_FORM),
+            Some("timestamp") => (why_not(parse_timestamp(text)), TIMESTAMP_FORM),
+            Some("network") => (why_not(parse_network(text)), NETWORK_FORM),
+            _ => return self.plain_text(schema, node, text, path),
+        };
+        if let Some(why) = why {
+            let found = format!("{} {why}", quoted(text));
+            self.report
+                .mistake_at(node.place, path, found, expected(form));
         }
+    }
+
+    fn plain_text(&mut self, schema: &'s Value, node: &Node, text: &str, path: KeyPath<'_>) {
         let words = words(schema);
         if !words.is_empty() && !words.contains(&text) {
             let allowed = format!(
@@ -267,6 +260,10 @@ fn words(schema: &Value) -> Vec<&str> {
         .collect()
 }
 
+fn why_not<T, E: std::fmt::Display>(read: Result<T, E>) -> Option<String> {
+    read.err().map(|why| why.to_string())
+}
+
 fn expected(form: &str) -> String {
     format!("expected {form}")
 }
@@ -276,8 +273,10 @@ fn describe(schema: &Value) -> String {
     match kind(schema) {
         Some("duration") => return DURATION_FORM.to_owned(),
         Some("size") => return SIZE_FORM.to_owned(),
+        Some("timestamp") => return TIMESTAMP_FORM.to_owned(),
+        Some("network") => return NETWORK_FORM.to_owned(),
         Some("secret") => return REFERENCE_FORM.to_owned(),
-        Some("hash") => return "sha256: and 64 hexadecimal digits".to_owned(),
+        Some("hash") => return HASH_FORM.to_owned(),
         _ => {}
     }
     let words = words(schema);

@@ -1,4 +1,4 @@
-//! Decides how durations and sizes are written, for every file in this crate that reads or prints
+//! Decides how durations, sizes and points in time are written, for every file in this crate that reads or prints
 //! them. It knows nothing of the keys they stand behind; ranges are [`super::check`]'s.
 //!
 //! A bare number is refused in both: `timeout: 30` has cost too many people a factor of a thousand.
@@ -29,7 +29,10 @@ pub const DURATION_FORM: &str = "a duration such as 250ms, 30s, 10m or 1h30m";
 /// What a size must look like, for a person.
 pub const SIZE_FORM: &str = "a size such as 512B, 64KiB, 8MiB or 1GiB";
 
-/// Why a text is neither a duration nor a size.
+/// What a point in time must look like, for a person (RFC 3339).
+pub const TIMESTAMP_FORM: &str = "a point in time such as 2026-12-31T23:59:59Z";
+
+/// Why a text is no duration, size or point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("has no unit")]
@@ -47,6 +50,10 @@ pub struct DurationText(pub Duration);
 /// A size as the file has it: `512B`, `64KiB`, `8MiB`, `1GiB`, or decimal `kB`, `MB`, `GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SizeText(pub u64);
+
+/// A point in time as the file has it: RFC 3339 with an offset or `Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimestampText(pub jiff::Timestamp);
 
 /// Reads a duration: whole numbers with `h`, `m`, `s` or `ms`, each unit once, long before short.
 pub fn parse_duration(text: &str) -> Result<Duration, TextError> {
@@ -125,6 +132,16 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
+/// Reads a point in time. Without an offset nobody knows which one is meant, so it is refused.
+pub fn parse_timestamp(text: &str) -> Result<jiff::Timestamp, TextError> {
+    text.parse().map_err(|_| TextError::Form)
+}
+
+/// Prints a point in time in the form [`parse_timestamp`] reads.
+pub fn format_timestamp(time: jiff::Timestamp) -> String {
+    time.to_string()
+}
+
 macro_rules! written_as_text {
     ($type:ident, $name:literal, $kind:literal, $pattern:literal, $form:ident, $parse:path, $format:path) => {
         impl Serialize for $type {
@@ -170,6 +187,15 @@ written_as_text!(
     SIZE_FORM,
     parse_size,
     format_size
+);
+written_as_text!(
+    TimestampText,
+    "Timestamp",
+    "timestamp",
+    "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+    TIMESTAMP_FORM,
+    parse_timestamp,
+    format_timestamp
 );
 
 #[cfg(test)]
@@ -227,6 +253,22 @@ mod tests {
             "99999999999GiB",
         ] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_point_in_time_needs_an_offset() {
+        let end = parse_timestamp("2026-12-31T23:59:59Z").unwrap();
+        assert_eq!(parse_timestamp("2027-01-01T00:59:59+01:00"), Ok(end));
+        assert_eq!(parse_timestamp(&format_timestamp(end)), Ok(end));
+        for text in [
+            "2026-12-31",
+            "2026-12-31T23:59:59",
+            "1798761599",
+            "",
+            "tomorrow",
+        ] {
+            assert!(parse_timestamp(text).is_err(), "{text}");
         }
     }
 

@@ -10,8 +10,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::proof::ClientProof;
 use super::resets::Resets;
 use super::transport::Transport;
 use crate::request::refusal::{Code, Family, Refusal};
@@ -58,8 +59,12 @@ enum Phase {
 
 /// What request hooks may know of, and tell to, the connection they run on.
 pub struct ConnectionState {
-    /// The peer as the socket knows it.
+    /// The other end: the socket's peer, or whom a trusted PROXY header names in its place.
     pub peer: SocketAddr,
+    /// Which listener took it in, in the order of the configuration.
+    pub listener: usize,
+    /// What the handshake showed of the client.
+    proof: OnceLock<ClientProof>,
     phase: AtomicU8,
     linger: AtomicBool,
     killed: AtomicBool,
@@ -68,9 +73,11 @@ pub struct ConnectionState {
 }
 
 impl ConnectionState {
-    pub fn new(peer: SocketAddr) -> Arc<Self> {
+    pub fn new(peer: SocketAddr, listener: usize) -> Arc<Self> {
         Arc::new(Self {
             peer,
+            listener,
+            proof: OnceLock::new(),
             phase: AtomicU8::new(Phase::Head as u8),
             linger: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -87,6 +94,11 @@ impl ConnectionState {
             .user_data
             .as_ref()?
             .downcast_ref::<Arc<Self>>()
+    }
+
+    /// The client's certificate, or why it is none.
+    pub fn proof(&self) -> &ClientProof {
+        self.proof.get().unwrap_or(&ClientProof::None)
     }
 
     /// A head has come in whole.
@@ -192,6 +204,9 @@ impl Connection {
         let mut tls = SslStream::new(ssl, BufWriter::with_capacity(WRITE_BUFFER, socket))
             .map_err(io::Error::other)?;
         tls.accept().await.map_err(io::Error::other)?;
+        if let Some(ssl) = tls.get_ssl() {
+            let _ = state.proof.set(ClientProof::of(ssl));
+        }
         let mut peeked = Vec::new();
         if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
             state.set(Phase::Multiplexed);

@@ -3,5 +3,7 @@
 
 pub mod connection;
 pub mod in_flight;
+pub mod proof;
+pub mod proxy_protocol;
 mod resets;
 mod transport;

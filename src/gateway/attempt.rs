@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method};
+use log::error;
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
@@ -12,13 +13,16 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::intake::refit;
+use super::intake::{altered, refit};
 use super::verdict::{refused, unreachable};
 use crate::context::{Attempt, Context, Outbound, Stage};
 use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
+use crate::upstream::peer::Distrust;
 use crate::upstream::pool::NoChoice;
+use crate::upstream::probe;
+use crate::upstream::signing;
 
 /// What a client is asked to wait when every account is at its ceiling.
 const FULL_WAIT: Duration = Duration::from_secs(1);
@@ -71,25 +75,32 @@ impl Gateway {
         Err(refused(ctx))
     }
 
-    /// TLS must be as new as configured before the credential goes out.
+    /// TLS must be as configured before a byte of the request goes out.
     pub(super) fn check_connection(
         &self,
         ctx: &mut Context,
         digest: Option<&Digest>,
     ) -> Result<()> {
-        let slot = ctx
-            .attempts
-            .current
-            .as_ref()
-            .and_then(|attempt| attempt.lane.pool.endpoints.get(attempt.chosen.endpoint));
-        if slot.is_none_or(|slot| slot.template.check_tls(digest)) {
+        let attempt = ctx.attempts.current.as_ref();
+        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
+            return Error::e_explain(ErrorType::InternalError, "an attempt without an endpoint");
+        };
+        let Err(why) = slot.template.check_tls(digest) else {
             return Ok(());
+        };
+        if why == Distrust::WrongPin {
+            let upstream = attempt.lane.pool.settings.id.as_str();
+            let endpoint = slot.settings.url.as_str();
+            self.metrics
+                .upstream_pin_mismatches
+                .with_label_values(&[upstream, endpoint])
+                .inc();
+            error!(
+                "Not talking to an upstream whose public key is none of the pinned. upstream={upstream} endpoint={endpoint}"
+            );
+            probe::take_out(&attempt.lane.pool, slot, "pin mismatch");
         }
-        Error::e_explain(
-            ErrorType::TLSHandshakeFailure,
-            "the upstream's TLS version is older than allowed",
-        )
-        .map_err(Error::into_up)
+        Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string()).map_err(Error::into_up)
     }
 
     /// The head that goes upstream.
@@ -131,14 +142,22 @@ impl Gateway {
             endpoint.settings.base_path,
             routed.surface.upstream_path(pool.settings.dialect)
         );
-        let credential = account
-            .and_then(|account| account.credential.as_ref())
-            .map(|(name, value)| (name, value));
+        let method = method(&routed.surface);
+        let request = signing::Request {
+            method: method.as_str(),
+            target: &path,
+            host: endpoint.authority.to_str().unwrap_or_default(),
+            body: match &routed.body {
+                Outbound::Whole { bytes, .. } => bytes,
+                Outbound::None | Outbound::Through { .. } => b"",
+            },
+        };
+        let credential = account.map(|account| account.credential(request));
         let outgoing = Outgoing {
-            method: method(&routed.surface),
+            method: method.clone(),
             path: &path,
             authority: &endpoint.authority,
-            credential,
+            credential: credential.as_deref().unwrap_or_default(),
             length,
             content_type,
             request_id: &ctx.request_id,
@@ -149,14 +168,19 @@ impl Gateway {
     }
 
     /// Puts the whole body in the place of what Pingora replays, or counts what passes through.
-    pub(super) fn put_body(&self, body: &mut Option<Bytes>, ctx: &mut Context) -> Result<()> {
+    pub(super) fn put_body(
+        &self,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
         let Stage::Routed(routed) = &mut ctx.stage else {
             return Ok(());
         };
         match &mut routed.body {
             Outbound::None => {}
             Outbound::Whole { bytes, .. } => *body = Some(bytes.clone()),
-            Outbound::Through { left, .. } => {
+            Outbound::Through { left, check, .. } => {
                 let piece = body.as_ref().map_or(0, Bytes::len) as u64;
                 let late = |attempt: &Attempt| {
                     attempt.began.elapsed() > attempt.lane.pool.settings.timeouts.total
@@ -176,6 +200,17 @@ impl Gateway {
                     return Err(refused(ctx));
                 };
                 *left = rest;
+                if let Some(check) = check {
+                    let mut out = check.exchange(body.take().unwrap_or_default());
+                    if end {
+                        let Some(last) = check.finish() else {
+                            ctx.refusal = Some(altered());
+                            return Err(refused(ctx));
+                        };
+                        out = [out, last].concat().into();
+                    }
+                    *body = Some(out);
+                }
             }
         }
         Ok(())

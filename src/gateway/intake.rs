@@ -11,9 +11,12 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::config::settings::Tenant;
-use crate::context::{Context, Outbound, Routed, Stage};
+use crate::context::{Context, HeldBack, Outbound, Routed, Stage};
 use crate::downstream::connection::ConnectionState;
-use crate::identity::{credential, tenant};
+use crate::identity::directory::Identity;
+use crate::identity::reason::Reason;
+use crate::identity::signed_request::SignatureError;
+use crate::identity::signed_request::body as signed_body;
 use crate::request::body::{self, BodyError, BodyLimits};
 use crate::request::edit::Edits;
 use crate::request::forward;
@@ -109,7 +112,8 @@ impl Gateway {
         ctx.stage = Stage::Identified(surface.clone(), identity.clone());
         let who = identity.tenant.clone();
         if let Surface::Models { id } = &surface {
-            let names = ctx.snapshot.routes.allowed(&who);
+            may_be_empty(&identity)?;
+            let names = ctx.snapshot.routes.allowed(|name| identity.allows(name));
             return Ok(Passage::Answer(route::model_list(
                 &names,
                 id.as_deref(),
@@ -121,7 +125,7 @@ impl Gateway {
                 .await?
         } else {
             let lane = by_permission(ctx, &who, &surface)?;
-            let body = passing_through(session, ctx, &surface, framing)?;
+            let body = passing_through(session, ctx, &surface, framing, &identity)?;
             if ctx.protocol != Version::HTTP_10
                 && session.req_header().headers.contains_key(header::EXPECT)
             {
@@ -171,33 +175,6 @@ impl Gateway {
         Ok(framing)
     }
 
-    fn identify(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
-        let began = Instant::now();
-        let presented =
-            credential::extract(&session.req_header().headers).inspect_err(|refusal| {
-                self.metrics
-                    .authentication_failures
-                    .with_label_values(&[refusal.code.as_str()])
-                    .inc();
-            })?;
-        let identity = ctx
-            .snapshot
-            .directory
-            .identify(presented)
-            .map_err(|reason| {
-                self.metrics
-                    .authentication_failures
-                    .with_label_values(&[reason.as_str()])
-                    .inc();
-                tenant::refuse().detail(reason.as_str())
-            })?;
-        if let Stage::Entered(surface) = std::mem::replace(&mut ctx.stage, Stage::Received) {
-            ctx.stage = Stage::Identified(surface, identity);
-        }
-        self.metrics.own_work("identify", began.elapsed());
-        Ok(())
-    }
-
     /// Reads the body, finds the route in it and fits it to the first upstream.
     async fn route_by_model(
         &self,
@@ -205,7 +182,7 @@ impl Gateway {
         ctx: &mut Context,
         framing: Framing,
         surface: &Surface,
-        identity: tenant::Identity,
+        identity: Identity,
     ) -> Result<Routed, Stop> {
         let limits = &ctx.snapshot.settings.server.limits;
         let limits = BodyLimits {
@@ -226,6 +203,11 @@ impl Gateway {
         })?;
         let ready = Instant::now();
         ctx.body_bytes = Some(body.bytes.len());
+        if let Some(expected) = identity.body_digest
+            && !signed_body::matches(expected, &body.bytes)
+        {
+            return Err(altered().into());
+        }
         let fields = scan::scan(&body.bytes)
             .map_err(|cause| Refusal::new(Code::InvalidBody, cause.to_string()))?;
         let model = fields.model.as_ref().ok_or_else(|| {
@@ -235,10 +217,7 @@ impl Gateway {
             )
             .about("model")
         })?;
-        let route = ctx
-            .snapshot
-            .routes
-            .find(&identity.tenant, &model.value, surface)?;
+        let route = ctx.snapshot.routes.find(&identity, &model.value, surface)?;
         let lanes: Vec<_> = route
             .lanes
             .iter()
@@ -360,6 +339,7 @@ fn passing_through(
     ctx: &Context,
     surface: &Surface,
     framing: Framing,
+    identity: &Identity,
 ) -> Result<Outbound, Refusal> {
     if !matches!(surface, Surface::Files(FileCall::Upload)) {
         return match framing {
@@ -368,10 +348,15 @@ fn passing_through(
                 Code::BadRequest,
                 "This call takes no body.",
             )),
-            Framing::Open | Framing::None => Ok(Outbound::None),
+            Framing::Open | Framing::None => may_be_empty(identity).map(|()| Outbound::None),
         };
     }
     let max = ctx.snapshot.settings.server.limits.max_file_upload;
+    let check = || {
+        identity
+            .body_digest
+            .map(|digest| Box::new(HeldBack::new(digest)))
+    };
     match framing {
         Framing::Length(length) if length > max => Err(Refusal::closing(
             Code::BodyTooLarge,
@@ -380,16 +365,31 @@ fn passing_through(
         Framing::Length(length) => Ok(Outbound::Through {
             length: Some(length),
             left: max,
+            check: check(),
         }),
         Framing::Open => Ok(Outbound::Through {
             length: None,
             left: max,
+            check: check(),
         }),
         Framing::None => Err(Refusal::new(
             Code::InvalidBody,
             "A file upload needs a body.",
         )),
     }
+}
+
+/// A request without a body must have been signed as one.
+fn may_be_empty(identity: &Identity) -> Result<(), Refusal> {
+    match identity.body_digest {
+        Some(expected) if !signed_body::matches(expected, b"") => Err(altered()),
+        _ => Ok(()),
+    }
+}
+
+/// What is said of a body that is not the one that was signed.
+pub(super) fn altered() -> Refusal {
+    Reason::Signature(SignatureError::WrongDigest).refuse()
 }
 
 /// Reads the rest of a small body; false if it is not small or does not come.

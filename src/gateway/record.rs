@@ -125,9 +125,9 @@ impl Gateway {
             target: TARGET,
             request_id: ctx.request_id(),
             client: ctx
-                .connection
-                .as_ref()
-                .map(|connection| connection.peer.ip()),
+                .client
+                .or_else(|| Some(ctx.connection.as_ref()?.peer.ip())),
+            authentication: identity.map(|identity| identity.kind.as_str()),
             tenant: identity.map(|identity| identity.tenant.id.as_str()),
             credential: identity.map(|identity| &*identity.credential_id),
             method: known_method(&request.method),

@@ -3,9 +3,13 @@
 //! A key reads `tg_<id>_<secret>`: an id that may be shown, and a secret of 256 random bits in
 //! base 62 followed by a CRC-32 of everything before it, so that a typo is told from a wrong key
 //! without looking anything up. Only the SHA-256 of the whole key is stored; against a secret of
-//! that size a plain hash is enough, there is nothing to guess.
+//! that size a plain hash is enough, there is nothing to guess. Who wants the store to be useless
+//! without a second secret takes an HMAC with a [`Pepper`].
 
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
+
+use crate::config::secret::Secret;
 
 /// Every key starts with this.
 pub const PREFIX: &str = "tg_";
@@ -27,7 +31,7 @@ pub enum KeyError {
 /// A key that was just made. It exists nowhere else; what is kept is its hash.
 pub struct NewKey {
     pub id: String,
-    pub key: crate::config::secret::Secret,
+    pub key: Secret,
     pub hash: [u8; 32],
 }
 
@@ -55,6 +59,26 @@ pub fn id(key: &str) -> Result<&str, KeyError> {
     }
 }
 
+/// A secret of the gateway's that is mixed into the hashes of keys: who steals the configuration
+/// alone cannot even try keys against it.
+#[derive(Clone)]
+pub struct Pepper(Hmac<Sha256>);
+
+impl Pepper {
+    /// HMAC takes keys of any length; the configuration asks for 32 bytes.
+    pub fn new(secret: &Secret) -> Option<Self> {
+        Hmac::new_from_slice(secret.expose().as_bytes())
+            .ok()
+            .map(Self)
+    }
+
+    /// What is stored of a key under this pepper.
+    pub fn hash(&self, key: &str) -> [u8; 32] {
+        let mac = self.0.clone().chain_update(key.as_bytes());
+        mac.finalize().into_bytes().into()
+    }
+}
+
 /// What is stored of a key.
 pub fn hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
@@ -72,7 +96,7 @@ pub fn make(id: &str, random: &[u8; 32]) -> NewKey {
     NewKey {
         id: id.to_owned(),
         hash: hash(&key),
-        key: crate::config::secret::Secret::new(key),
+        key: Secret::new(key),
     }
 }
 

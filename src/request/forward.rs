@@ -51,8 +51,8 @@ pub struct Outgoing<'a> {
     pub path: &'a str,
     /// `host` or `host:port`.
     pub authority: &'a HeaderValue,
-    /// Field and value that carry the account's credential.
-    pub credential: Option<(&'a HeaderName, &'a HeaderValue)>,
+    /// Fields that carry the account's credential.
+    pub credential: &'a [(HeaderName, HeaderValue)],
     pub length: Length,
     /// `None` takes the client's content type (multipart uploads carry a boundary in it).
     pub content_type: Option<HeaderValue>,
@@ -72,7 +72,7 @@ pub fn request_head(
         RequestHeader::build_no_case(outgoing.method.clone(), outgoing.path.as_bytes(), Some(10))?;
     head.set_version(version);
     head.insert_header(header::HOST, outgoing.authority)?;
-    if let Some((name, value)) = outgoing.credential {
+    for (name, value) in outgoing.credential {
         head.insert_header(name, value)?;
     }
     let content_type = outgoing
@@ -247,7 +247,7 @@ mod tests {
             method: Method::POST,
             path: "/chat/completions",
             authority: &authority,
-            credential: Some((&header::AUTHORIZATION, &key)),
+            credential: &[(header::AUTHORIZATION, key)],
             length: Length::Known(7),
             content_type: Some(HeaderValue::from_static("application/json")),
             request_id: &id,

@@ -92,6 +92,16 @@ codes! {
     Unprocessable = "unprocessable", StatusCode::UNPROCESSABLE_ENTITY, Client, false;
     MissingCredential = "missing_credential", StatusCode::UNAUTHORIZED, Client, false;
     InvalidCredential = "invalid_credential", StatusCode::UNAUTHORIZED, Client, false;
+    /// Genuine, but not at this time.
+    ExpiredCredential = "expired_credential", StatusCode::UNAUTHORIZED, Client, false;
+    /// A signed request came a second time.
+    ReplayedRequest = "replayed_request", StatusCode::UNAUTHORIZED, Client, false;
+    /// The body is not the one that was signed.
+    DigestMismatch = "digest_mismatch", StatusCode::BAD_REQUEST, Client, false;
+    /// The tenant does not call from this address.
+    AddressNotAllowed = "address_not_allowed", StatusCode::FORBIDDEN, Client, false;
+    TooManyFailedAttempts = "too_many_failed_attempts", StatusCode::TOO_MANY_REQUESTS, Client, true;
+    TooManySignedRequests = "too_many_signed_requests", StatusCode::TOO_MANY_REQUESTS, Client, true;
     /// The tenant is known but may not do this.
     NotAllowed = "not_allowed", StatusCode::FORBIDDEN, Client, false;
     ModelNotAllowed = "model_not_allowed", StatusCode::FORBIDDEN, Client, false;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::settings::Tenant;
+use crate::identity::directory::Identity;
 use crate::request::edit::JsonText;
 use crate::request::refusal::{Code, Family, Refusal};
 use crate::request::surface::Surface;
@@ -41,7 +41,7 @@ impl Routes {
     /// are told apart on purpose: both are the operator's to mend, and names are no secret.
     pub fn find(
         &self,
-        tenant: &Tenant,
+        identity: &Identity,
         model: &str,
         surface: &Surface,
     ) -> Result<Arc<Route>, Refusal> {
@@ -52,7 +52,7 @@ impl Routes {
             )
             .about("model"));
         };
-        if !tenant.models.allows(model) {
+        if !identity.allows(model) {
             return Err(Refusal::new(
                 Code::ModelNotAllowed,
                 "Your key may not use this model. GET /v1/models lists the ones it may use.",
@@ -72,13 +72,13 @@ impl Routes {
         Ok(route.clone())
     }
 
-    /// The public names a tenant may use, sorted.
-    pub fn allowed(&self, tenant: &Tenant) -> Vec<&str> {
+    /// The public names that are allowed, sorted.
+    pub fn allowed(&self, allows: impl Fn(&str) -> bool) -> Vec<&str> {
         let mut names: Vec<_> = self
             .0
             .keys()
             .map(String::as_str)
-            .filter(|name| tenant.models.allows(name))
+            .filter(|name| allows(name))
             .collect();
         names.sort_unstable();
         names

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -23,7 +23,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::lifecycle::feed_watchdog;
 use super::tls::Acceptor;
+use crate::config::networks::Networks;
 use crate::downstream::connection::{Connection, ConnectionOptions, ConnectionState};
+use crate::downstream::proxy_protocol::{self, Origin};
 use crate::gateway::Gateway;
 use crate::telemetry::metrics::{Metrics, RefusedConnection};
 
@@ -59,22 +61,25 @@ impl Admittance {
         })
     }
 
-    /// Takes a place for a connection, or says which cap is reached.
-    fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<Place, RefusedConnection> {
+    /// Takes a place for a connection among all, or says that there is none.
+    fn admit(self: &Arc<Self>) -> Result<Place, RefusedConnection> {
         if self.open.fetch_add(1, Ordering::AcqRel) >= self.limits.max_connections {
             self.open.fetch_sub(1, Ordering::AcqRel);
             return Err(RefusedConnection::Total);
         }
-        let (guard, count) = self.by_address.incr(network(peer), 1);
         self.metrics.connections_open.inc();
-        let place = Place {
+        Ok(Place {
             of: self.clone(),
-            _guard: guard,
-        };
-        if usize::try_from(count).unwrap_or(usize::MAX) > self.limits.max_connections_per_ip {
-            return Err(RefusedConnection::PerAddress);
-        }
-        Ok(place)
+            guard: None,
+        })
+    }
+
+    fn refuse(&self, peer: SocketAddr, reason: RefusedConnection) {
+        self.metrics.connection_refused(reason);
+        debug!(
+            "Refused a connection. peer={peer} reason={}",
+            reason.as_str()
+        );
     }
 }
 
@@ -82,7 +87,26 @@ impl Admittance {
 #[must_use]
 struct Place {
     of: Arc<Admittance>,
-    _guard: Guard,
+    guard: Option<Guard>,
+}
+
+impl Place {
+    /// Counts the connection for its client, or says that it has too many. Apart from the first
+    /// cap, because behind a proxy the client is only known after the proxy's header.
+    fn belongs_to(&mut self, client: IpAddr) -> Result<(), RefusedConnection> {
+        let (guard, count) = self.of.by_address.incr(network(client), 1);
+        self.guard = Some(guard);
+        let most = self.of.limits.max_connections_per_ip;
+        if usize::try_from(count).unwrap_or(usize::MAX) > most {
+            return Err(RefusedConnection::PerAddress);
+        }
+        Ok(())
+    }
+
+    /// For what comes before the first request: a proxy's header and the TLS handshake.
+    fn handshake_time(&self) -> Duration {
+        self.of.limits.tls_handshake_timeout
+    }
 }
 
 impl Drop for Place {
@@ -103,8 +127,20 @@ fn network(peer: IpAddr) -> IpAddr {
 /// A bound socket and how its connections are treated.
 pub struct Listening {
     pub socket: std::net::TcpListener,
+    /// In the order of the configuration.
+    pub number: usize,
     pub h2c: bool,
     pub tls: Option<Arc<Acceptor>>,
+    /// Connections from here begin with a PROXY protocol header.
+    pub proxy_protocol_from: Networks,
+}
+
+/// How connections of one listener are treated.
+struct Manner {
+    number: usize,
+    h2c: bool,
+    tls: Option<Arc<Acceptor>>,
+    proxy_protocol_from: Networks,
 }
 
 /// All listeners of the process, on one runtime.
@@ -139,7 +175,19 @@ impl Listeners {
 impl Front {
     /// Accepts until the shutdown begins.
     async fn accept_from(self: Arc<Self>, listening: Listening, mut shutdown: ShutdownWatch) {
-        let Listening { socket, h2c, tls } = listening;
+        let Listening {
+            socket,
+            number,
+            h2c,
+            tls,
+            proxy_protocol_from,
+        } = listening;
+        let manner = Arc::new(Manner {
+            number,
+            h2c,
+            tls,
+            proxy_protocol_from,
+        });
         let listener = match TcpListener::from_std(socket) {
             Ok(listener) => listener,
             Err(cause) => return warn!("Cannot listen. cause=\"{cause}\""),
@@ -149,7 +197,7 @@ impl Front {
             .map_or_else(|_| "?".to_owned(), |address| address.to_string());
         info!(
             "Listening. address={address} tls={} h2c={h2c}",
-            tls.is_some()
+            manner.tls.is_some()
         );
         loop {
             tokio::select! {
@@ -160,7 +208,7 @@ impl Front {
                     }
                 }
                 accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => self.accepted(socket, peer, h2c, tls.clone(), &shutdown),
+                    Ok((socket, peer)) => self.accepted(socket, peer, &manner, &shutdown),
                     Err(cause) => {
                         warn!("Cannot accept. address={address} cause=\"{cause}\"");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -175,30 +223,27 @@ impl Front {
         &self,
         socket: TcpStream,
         peer: SocketAddr,
-        h2c: bool,
-        tls: Option<Arc<Acceptor>>,
+        manner: &Arc<Manner>,
         shutdown: &ShutdownWatch,
     ) {
-        let place = match self.admittance.admit(peer.ip()) {
+        let behind_proxy = manner.proxy_protocol_from.contains(peer.ip());
+        let mut place = match self.admittance.admit() {
             Ok(place) => place,
-            Err(reason) => {
-                self.admittance.metrics.connection_refused(reason);
-                debug!(
-                    "Refused a connection. peer={peer} reason={}",
-                    reason.as_str()
-                );
-                return;
-            }
+            Err(reason) => return self.admittance.refuse(peer, reason),
         };
+        if !behind_proxy && let Err(reason) = place.belongs_to(peer.ip()) {
+            return self.admittance.refuse(peer, reason);
+        }
         let limits = &self.admittance.limits;
         let serve = Serve {
             options: ConnectionOptions {
-                h2c,
+                h2c: manner.h2c,
                 head_timeout: limits.head_timeout,
                 bad_heads: self.admittance.metrics.bad_heads(),
             },
-            tls,
-            handshake_timeout: limits.tls_handshake_timeout,
+            manner: manner.clone(),
+            behind_proxy,
+            place,
             proxy: self.proxy.clone(),
             shutdown: shutdown.clone(),
         };
@@ -208,7 +253,6 @@ impl Front {
                     "A connection ended before its first request. peer={peer} cause=\"{cause}\""
                 );
             }
-            drop(place);
         });
     }
 }
@@ -216,22 +260,26 @@ impl Front {
 /// One accepted connection on its way.
 struct Serve {
     options: ConnectionOptions,
-    tls: Option<Arc<Acceptor>>,
-    handshake_timeout: Duration,
+    manner: Arc<Manner>,
+    behind_proxy: bool,
+    place: Place,
     proxy: Arc<HttpProxy<Gateway>>,
     shutdown: ShutdownWatch,
 }
 
 impl Serve {
-    async fn run(self, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    async fn run(mut self, socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
         socket.set_nodelay(true)?;
-        let state = ConnectionState::new(peer);
-        let connection = match &self.tls {
+        let began = Instant::now();
+        let (socket, client) = self.introduced(socket, peer).await?;
+        let state = ConnectionState::new(client, self.manner.number);
+        let connection = match &self.manner.tls {
             None => Connection::plain(socket, state, self.options)?,
             Some(acceptor) => {
                 let acceptor = acceptor.current();
+                let left = self.place.handshake_time().saturating_sub(began.elapsed());
                 let shaken = Connection::tls(socket, &acceptor, state, self.options);
-                tokio::time::timeout(self.handshake_timeout, shaken)
+                tokio::time::timeout(left, shaken)
                     .await
                     .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake"))??
             }
@@ -239,7 +287,39 @@ impl Serve {
         let stream: Stream = Box::new(connection);
         // Returns a stream only for protocols that Pingora wants to go round again with.
         let _ = self.proxy.process_new(stream, &self.shutdown).await;
+        drop(self.place);
         Ok(())
+    }
+
+    /// Who is at the other end: a proxy that is believed names someone else.
+    async fn introduced(
+        &mut self,
+        mut socket: TcpStream,
+        peer: SocketAddr,
+    ) -> io::Result<(TcpStream, SocketAddr)> {
+        if !self.behind_proxy {
+            return Ok((socket, peer));
+        }
+        let header = proxy_protocol::read(&mut socket);
+        let origin = tokio::time::timeout(self.place.handshake_time(), header)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "PROXY header"))?;
+        let origin = origin.map_err(|cause| {
+            self.place
+                .of
+                .metrics
+                .connection_refused(RefusedConnection::ProxyHeader);
+            io::Error::other(cause)
+        })?;
+        let client = match origin {
+            Origin::Client(client) => client,
+            Origin::Local => peer,
+        };
+        self.place.belongs_to(client.ip()).map_err(|reason| {
+            self.place.of.metrics.connection_refused(reason);
+            io::Error::other(reason.as_str())
+        })?;
+        Ok((socket, client))
     }
 }
 
@@ -285,17 +365,23 @@ mod tests {
         Admittance::new(limits, Arc::new(Metrics::new().unwrap()))
     }
 
+    fn connect(caps: &Arc<Admittance>, from: IpAddr) -> Result<Place, RefusedConnection> {
+        let mut place = caps.admit()?;
+        place.belongs_to(from)?;
+        Ok(place)
+    }
+
     #[test]
     fn both_caps_hold_and_a_closed_connection_frees_its_place() {
         let caps = admittance(3, 2);
         let [a, b]: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
-        let first = caps.admit(a).ok().unwrap();
-        let _second = caps.admit(a).ok().unwrap();
-        assert_eq!(caps.admit(a).err(), Some(RefusedConnection::PerAddress));
-        let _third = caps.admit(b).ok().unwrap();
-        assert_eq!(caps.admit(b).err(), Some(RefusedConnection::Total));
+        let first = connect(&caps, a).ok().unwrap();
+        let _second = connect(&caps, a).ok().unwrap();
+        assert_eq!(connect(&caps, a).err(), Some(RefusedConnection::PerAddress));
+        let _third = connect(&caps, b).ok().unwrap();
+        assert_eq!(connect(&caps, b).err(), Some(RefusedConnection::Total));
         drop(first);
-        assert!(caps.admit(a).is_ok());
+        assert!(connect(&caps, a).is_ok());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Settings become a running gateway: sockets bound, services joined, Pingora started.
 
+use std::hash::RandomState;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -17,10 +18,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
+use super::key_sets::KeySets;
 use super::lifecycle::{LastOneOut, StopSignal};
 use super::reload::{Reloader, keep_configuration};
+use super::renewal::{Certificates, FileWatch};
 use super::sources::{Note, SourceError, Sources};
-use super::tls::{Acceptor, CertificateError};
+use super::tls::CertificateError;
 use super::triggers::Files;
 use super::upkeep::Upkeep;
 use super::watch::Stamps;
@@ -29,12 +32,14 @@ use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
 use crate::downstream::in_flight::Requests;
 use crate::gateway::Gateway;
+use crate::gateway::guessing::Guessing;
+use crate::identity::standing::Standing;
 use crate::request::body::BodyBudget;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::readiness::Readiness;
-use crate::upstream::pool::{PoolError, Registry};
+use crate::upstream::pool::Registry;
 
 /// Connections the kernel may hold before we accept them.
 const BACKLOG: i32 = 4096;
@@ -58,7 +63,7 @@ pub enum StartError {
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     #[error(transparent)]
-    Pool(#[from] PoolError),
+    Snapshot(#[from] SnapshotError),
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("cannot set up the log: {0}")]
@@ -101,6 +106,8 @@ struct Parts {
     settings: Arc<Settings>,
     snapshot: Snapshot,
     registry: Arc<Registry>,
+    standing: Arc<Standing>,
+    certificates: Certificates,
     metrics: Arc<Metrics>,
     listening: Vec<Listening>,
     admin: Option<TcpListener>,
@@ -125,19 +132,17 @@ impl Parts {
         let kept = loaded.kept;
         let settings = Arc::new(loaded.settings);
         let registry = Arc::new(Registry::default());
-        let snapshot = Snapshot::new(settings.clone(), &registry, Instant::now())?;
+        let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
+        let snapshot = Snapshot::new(settings.clone(), &registry, &standing, Instant::now())?;
+        let certificates = Certificates::first(&settings.server.listeners, metrics.clone())?;
         let mut listening = Vec::new();
-        for listener in &settings.server.listeners {
-            let acceptor = listener
-                .tls
-                .as_ref()
-                .map(Acceptor::new)
-                .transpose()?
-                .map(Arc::new);
+        for (number, listener) in settings.server.listeners.iter().enumerate() {
             listening.push(Listening {
                 socket: bind(listener.address)?,
+                number,
                 h2c: listener.h2c,
-                tls: acceptor,
+                tls: certificates.of(number),
+                proxy_protocol_from: listener.proxy_protocol_from.clone(),
             });
         }
         let admin = settings
@@ -157,6 +162,8 @@ impl Parts {
             settings,
             snapshot,
             registry,
+            standing,
+            certificates,
             metrics,
             listening,
             admin,
@@ -170,6 +177,8 @@ impl Parts {
             settings,
             snapshot,
             registry,
+            standing,
+            certificates,
             metrics,
             listening,
             admin,
@@ -186,13 +195,11 @@ impl Parts {
             metrics: metrics.clone(),
             in_flight: in_flight.clone(),
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
+            guessing: Guessing::new(),
+            hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
         let admittance = Admittance::new(accept_limits(limits), metrics.clone());
-        let acceptors = listening
-            .iter()
-            .map(|listening| listening.tls.clone())
-            .collect();
         server.add_service(Listeners::new(
             listening,
             proxy,
@@ -216,17 +223,30 @@ impl Parts {
         };
         server.add_service(background_service("upkeep", upkeep));
         let connections_open = metrics.connections_open.clone();
+        let key_sets = KeySets {
+            current: current.clone(),
+            standing: standing.clone(),
+            metrics: metrics.clone(),
+        };
+        server.add_service(background_service("key sets", key_sets));
         let reloader = Reloader {
             sources: start.sources,
             poll: start.poll,
             read: parking_lot::Mutex::new(files),
             current,
             registry,
-            acceptors,
+            standing,
+            certificates,
+            changing: tokio::sync::Mutex::default(),
             metrics,
             reloaded,
         };
-        server.add_service(background_service("reload", reloader));
+        let reloading = background_service("reload", reloader);
+        let watch = FileWatch {
+            reloader: reloading.task(),
+        };
+        server.add_service(reloading);
+        server.add_service(background_service("file watch", watch));
         let grace = settings.server.shutdown_grace;
         let connections = connections_open;
         server.add_service(background_service(

@@ -2,8 +2,10 @@
 
 pub mod accept;
 pub mod assemble;
+mod key_sets;
 pub mod lifecycle;
 pub mod reload;
+mod renewal;
 pub mod sources;
 pub mod tls;
 pub mod triggers;

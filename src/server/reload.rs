@@ -6,21 +6,22 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
-use log::{info, warn};
+use log::{error, info, warn};
 use tokio::sync::Notify;
 
+use super::renewal::Certificates;
 use super::sources::{Reading, SourceError, Sources};
-use super::tls::Acceptor;
 use super::triggers::Files;
-use crate::config::{self, Mistake, diff};
-use crate::snapshot::{Current, Snapshot};
+use crate::config::{self, Mistake, Settings, diff};
+use crate::identity::standing::Standing;
+use crate::snapshot::{Current, Snapshot, SnapshotError};
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::discovery;
-use crate::upstream::pool::{PoolError, Registry};
+use crate::upstream::pool::Registry;
 
 pub struct Reloader {
     pub sources: Sources,
@@ -30,8 +31,10 @@ pub struct Reloader {
     pub read: parking_lot::Mutex<Files>,
     pub current: Current,
     pub registry: Arc<Registry>,
-    /// By listener, in the order of the configuration.
-    pub acceptors: Vec<Option<Arc<Acceptor>>>,
+    pub standing: Arc<Standing>,
+    pub certificates: Certificates,
+    /// One change at a time.
+    pub changing: tokio::sync::Mutex<()>,
     pub metrics: Arc<Metrics>,
     /// Rung when a new snapshot is in place.
     pub reloaded: Arc<Notify>,
@@ -45,7 +48,7 @@ pub enum ReloadError {
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error(transparent)]
-    Pool(#[from] PoolError),
+    Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Certificate(#[from] super::tls::CertificateError),
 }
@@ -71,6 +74,7 @@ impl Reloader {
     /// # Errors
     /// If it cannot be used; the one in use stays in every part.
     pub async fn reload(&self, reading: Reading) -> Result<(), ReloadError> {
+        let _turn = self.changing.lock().await;
         let loaded = config::load(&reading.layers).map_err(ReloadError::Mistakes)?;
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
@@ -80,8 +84,9 @@ impl Reloader {
         let difference = diff::diff(&running.settings, &settings);
         settings.server = running.settings.server.clone();
         settings.logging.format = running.settings.logging.format;
-        let snapshot = Snapshot::new(Arc::new(settings), &self.registry, Instant::now())?;
-        self.reload_certificates(&snapshot)?;
+        let snapshot = self.prepare(Arc::new(settings))?;
+        let listeners = &snapshot.settings.server.listeners;
+        self.certificates.renew(listeners)?;
         logger::set_level(snapshot.settings.logging.level);
         // A request that the new snapshot serves finds every upstream's addresses.
         join_all(snapshot.pools.iter().map(|pool| discovery::resolve(pool))).await;
@@ -104,25 +109,26 @@ impl Reloader {
         Ok(())
     }
 
-    /// All certificates are read before any is replaced.
-    fn reload_certificates(&self, snapshot: &Snapshot) -> Result<(), ReloadError> {
-        let listeners = snapshot
-            .settings
-            .server
-            .listeners
-            .iter()
-            .zip(&self.acceptors);
-        let pairs: Vec<_> = listeners
-            .filter_map(|(listener, acceptor)| listener.tls.as_ref().zip(acceptor.as_ref()))
-            .collect();
-        let fresh = pairs
-            .iter()
-            .map(|(tls, _)| Acceptor::read(tls))
-            .collect::<Result<Vec<_>, _>>()?;
-        for ((_, acceptor), fresh) in pairs.iter().zip(fresh) {
-            acceptor.replace(fresh);
+    /// Builds the settings in use anew, for files beside the configuration that have changed.
+    pub async fn rebuild(&self) {
+        let _turn = self.changing.lock().await;
+        let settings = self.current.load().settings.clone();
+        match self.prepare(settings) {
+            Ok(snapshot) => {
+                self.current.store(Arc::new(snapshot));
+                self.reloaded.notify_one();
+                info!("The files of upstreams and token issuers were read again.");
+            }
+            Err(cause) => {
+                error!(
+                    "The files of upstreams and token issuers stay as they are. cause=\"{cause}\""
+                );
+            }
         }
-        Ok(())
+    }
+
+    fn prepare(&self, settings: Arc<Settings>) -> Result<Snapshot, SnapshotError> {
+        Snapshot::new(settings, &self.registry, &self.standing, Instant::now())
     }
 }
 
@@ -134,4 +140,10 @@ pub(super) fn keep_configuration(state_dir: &Path, text: &str) {
             state_dir.display()
         );
     }
+}
+
+pub(super) fn seconds_now() -> f64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }

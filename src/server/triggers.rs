@@ -3,7 +3,7 @@
 //! counted.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use log::{error, info};
@@ -12,7 +12,7 @@ use pingora::services::background::BackgroundService;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::lifecycle::tell_reload;
-use super::reload::{ReloadError, Reloader};
+use super::reload::{ReloadError, Reloader, seconds_now};
 use super::sources::{Note, Polled};
 use super::watch::{Look, SETTLE, Stamps, Watch};
 
@@ -185,10 +185,4 @@ impl BackgroundService for Reloader {
             }
         }
     }
-}
-
-fn seconds_now() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

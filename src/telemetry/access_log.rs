@@ -39,6 +39,9 @@ pub struct Line<'a> {
     pub client: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<&'a str>,
+    /// The kind of credential.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<&'static str>,
     /// The credential's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential: Option<&'a str>,

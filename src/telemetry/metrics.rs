@@ -32,6 +32,8 @@ pub enum RefusedConnection {
     Total,
     /// `max_connections_per_ip`.
     PerAddress,
+    /// From a proxy that must introduce its clients, and did not.
+    ProxyHeader,
 }
 
 impl RefusedConnection {
@@ -39,6 +41,7 @@ impl RefusedConnection {
         match self {
             Self::Total => "total",
             Self::PerAddress => "per_address",
+            Self::ProxyHeader => "proxy_header",
         }
     }
 }
@@ -82,6 +85,15 @@ metrics! {
     overhead: HistogramVec = histograms("overhead_seconds", "The gateway's own work, waits left out, by phase.", &["phase"], OVERHEAD_BUCKETS);
     streams_interrupted: IntCounterVec = counters("streams_interrupted_total", "Answers that broke off after content was sent.", &["upstream", "reason"]);
     client_disconnects: IntCounterVec = counters("client_disconnects_total", "Requests whose client left before the answer was complete.", &["surface"]);
+    certificate_expiry: GaugeVec = float_gauges("certificate_expiry_timestamp_seconds", "When a listener's certificate expires.", &["listener", "certificate"]);
+    certificate_reloads: IntCounterVec = counters("certificate_reloads_total", "Changes of a listener's TLS files that were seen, by result.", &["result"]);
+    credential_expiry: GaugeVec = float_gauges("credential_expiry_timestamp_seconds", "When a tenant's credential ends, for those that do.", &["tenant", "kind", "credential"]);
+    credentials_expiring: IntGauge = gauge("credentials_expiring", "Credentials that end within identity.warn_before_expiry or have ended.");
+    key_set_fetches: IntCounterVec = counters("key_set_fetches_total", "Fetches of an issuer's key set by result.", &["issuer", "result"]);
+    key_set_age: GaugeVec = float_gauges("key_set_timestamp_seconds", "When the key set in use was fetched.", &["issuer"]);
+    nonces_held: IntGauge = gauge("signed_request_nonces", "Nonces remembered against replays.");
+    upstream_pin_mismatches: IntCounterVec = counters("upstream_pin_mismatches_total", "Connections given up because the upstream's key is none of the pinned.", &["upstream", "endpoint"]);
+    upstream_unverified: IntGaugeVec = gauges("upstream_tls_unverified", "1 for an upstream whose certificate is not verified (development only).", &["upstream"]);
     connections_open: IntGauge = gauge("connections_open", "Client connections.");
     connections_refused: IntCounterVec = counters("connections_refused_total", "Client connections closed at once, by cap.", &["reason"]);
     buffered_bytes: IntGauge = gauge("request_body_buffer_bytes", "Request bodies held in memory.");

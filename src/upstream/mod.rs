@@ -13,3 +13,4 @@ pub mod peer;
 pub mod pool;
 pub mod probe;
 pub mod retry;
+pub mod signing;

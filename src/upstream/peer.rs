@@ -5,17 +5,21 @@
 //! sent ([`PeerTemplate::check_tls`]). Pingora's pool key leaves out CA and ALPN; whatever it
 //! leaves out goes into `group_key`, so that a reload which changes them opens new connections.
 
+use std::any::Any;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openssl::pkey::PKey;
 use openssl::x509::X509;
-use pingora::protocols::tls::CaType;
+use pingora::protocols::tls::{CaType, TlsRef};
 use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, PeerOptions};
+use pingora::utils::tls::CertKey;
+use sha2::{Digest as _, Sha256};
 
-use crate::config::settings::{Endpoint, TlsVersion, Upstream, UpstreamProtocol};
+use crate::config::settings::{Endpoint, TlsFiles, TlsVersion, Upstream, UpstreamProtocol};
 
 /// Streams on one upstream HTTP/2 connection; Pingora's default of 1 would not multiplex.
 const MAX_H2_STREAMS: usize = 100;
@@ -30,6 +34,8 @@ pub enum PeerError {
     },
     #[error("the CA file {path} holds no usable PEM certificate")]
     CaInvalid { path: PathBuf },
+    #[error("cannot use the client certificate {path}: {cause}")]
+    Client { path: PathBuf, cause: String },
 }
 
 /// Everything about an endpoint's connections but the address.
@@ -40,6 +46,21 @@ pub struct PeerTemplate {
     options: PeerOptions,
     group_key: u64,
     min_version: TlsVersion,
+    client: Option<Arc<CertKey>>,
+    /// SHA-256 of the public keys it may have; empty for any.
+    pins: Vec<Pin>,
+}
+
+/// SHA-256 of a SubjectPublicKeyInfo (RFC 7469 §2.4).
+pub type Pin = [u8; 32];
+
+/// Why a connection that was made is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Distrust {
+    #[error("the upstream's TLS version is older than allowed")]
+    OldTls,
+    #[error("the upstream's public key is none of the pinned")]
+    WrongPin,
 }
 
 impl PeerTemplate {
@@ -66,6 +87,17 @@ impl PeerTemplate {
             ..HttpUpstreamRequestPolicy::deny_upgrades()
         };
         options.ca = upstream.tls.ca.as_deref().map(read_ca).transpose()?;
+        if upstream.tls.unverified {
+            options.verify_cert = false;
+            options.verify_hostname = false;
+        }
+        if !upstream.tls.pins.is_empty() {
+            options.upstream_tls_handshake_complete_hook = Some(Arc::new(|tls| {
+                let pin = public_key_pin(tls)?;
+                Some(Arc::new(pin) as Arc<dyn Any + Send + Sync>)
+            }));
+        }
+        let client = upstream.tls.client.as_ref().map(read_client).transpose()?;
         let server_name = upstream
             .tls
             .server_name
@@ -76,12 +108,17 @@ impl PeerTemplate {
         for certificate in options.ca.iter().flat_map(|ca| ca.iter()) {
             certificate.to_der().unwrap_or_default().hash(&mut hasher);
         }
+        // A connection whose key was never looked at must not be taken from the pool.
+        upstream.tls.pins.hash(&mut hasher);
+        upstream.tls.unverified.hash(&mut hasher);
         Ok(Self {
             tls: endpoint.tls,
             server_name,
             options,
             group_key: hasher.finish(),
             min_version: upstream.tls.min_version.unwrap_or(TlsVersion::V1_2),
+            client: client.map(Arc::new),
+            pins: upstream.tls.pins.clone(),
         })
     }
 
@@ -94,23 +131,63 @@ impl PeerTemplate {
         let mut peer = HttpPeer::new(address, self.tls, self.server_name.clone());
         peer.options = self.options.clone();
         peer.group_key = self.group_key;
+        peer.client_cert_key = self.client.clone();
         peer
     }
 
-    /// Is the connection's TLS new enough to send a credential over it?
-    pub fn check_tls(&self, digest: Option<&Digest>) -> bool {
+    /// Is the connection's TLS good enough to send a credential over it?
+    ///
+    /// # Errors
+    /// If its version is too old, or the upstream's key is not a pinned one.
+    pub fn check_tls(&self, digest: Option<&Digest>) -> Result<(), Distrust> {
         if !self.tls {
-            return true;
+            return Ok(());
         }
-        let version = digest
-            .and_then(|digest| digest.ssl_digest.as_ref())
-            .map(|tls| tls.version.as_ref());
-        match version {
+        let tls = digest.and_then(|digest| digest.ssl_digest.as_ref());
+        let new_enough = match tls.map(|tls| tls.version.as_ref()) {
             Some("TLSv1.3") => true,
             Some("TLSv1.2") => self.min_version == TlsVersion::V1_2,
             _ => false,
+        };
+        if !new_enough {
+            return Err(Distrust::OldTls);
+        }
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let shown = tls.and_then(|tls| tls.extension.get::<Pin>());
+        match shown {
+            Some(pin) if self.pins.contains(pin) => Ok(()),
+            _ => Err(Distrust::WrongPin),
         }
     }
+}
+
+/// Of the certificate that the upstream shows.
+fn public_key_pin(tls: &TlsRef) -> Option<Pin> {
+    let key = tls.peer_certificate()?.public_key().ok()?;
+    Some(Sha256::digest(key.public_key_to_der().ok()?).into())
+}
+
+fn read_client(files: &TlsFiles) -> Result<CertKey, PeerError> {
+    let bad = |path: &Path| {
+        let path = path.to_owned();
+        move |cause: String| PeerError::Client { path, cause }
+    };
+    let read = |path: &Path| std::fs::read(path).map_err(|cause| bad(path)(cause.to_string()));
+    let chain = X509::stack_from_pem(&read(&files.certificate)?)
+        .map_err(|cause| bad(&files.certificate)(cause.to_string()))?;
+    let key = PKey::private_key_from_pem(&read(&files.private_key)?)
+        .map_err(|cause| bad(&files.private_key)(cause.to_string()))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| bad(&files.certificate)("it holds no certificate".to_owned()))?;
+    let fits = leaf.public_key().is_ok_and(|public| public.public_eq(&key));
+    if !fits {
+        let cause = "the key is another certificate's".to_owned();
+        return Err(bad(&files.private_key)(cause));
+    }
+    Ok(CertKey::new(chain, key))
 }
 
 fn read_ca(path: &Path) -> Result<Arc<CaType>, PeerError> {

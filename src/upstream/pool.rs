@@ -5,11 +5,12 @@
 //! it. Everything a request would otherwise build anew (credential header, authority, peer
 //! options) is made here once.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
@@ -19,7 +20,9 @@ use super::balance::{self, AccountView, EndpointView, NoAccount};
 use super::endpoint::{EndpointLease, EndpointState};
 use super::health::Thresholds;
 use super::peer::{PeerError, PeerTemplate};
-use crate::config::settings::{AccountId, Endpoint, Upstream, UpstreamId};
+use super::signing::{self, Signer};
+use crate::config::secret::Secret;
+use crate::config::settings::{Account, AccountId, Endpoint, Upstream, UpstreamAuth, UpstreamId};
 
 /// Failures of live connections that take an endpoint out when no active check says otherwise.
 const UNWATCHED_THRESHOLDS: Thresholds = Thresholds {
@@ -75,8 +78,34 @@ pub struct Pool {
 pub struct AccountSlot {
     pub id: AccountId,
     pub rest: Arc<Rest>,
-    /// Field and value that carry the credential; the value is marked sensitive.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+    credential: Credential,
+}
+
+/// What shows an upstream whose request it is. Values are marked sensitive.
+enum Credential {
+    Nothing,
+    /// The same for every request.
+    Field([(HeaderName, HeaderValue); 1]),
+    Signer(Signer),
+}
+
+impl AccountSlot {
+    /// The fields that carry the credential in this request.
+    pub fn credential(
+        &self,
+        request: signing::Request<'_>,
+    ) -> Cow<'_, [(HeaderName, HeaderValue)]> {
+        match &self.credential {
+            Credential::Nothing => Cow::Borrowed(&[]),
+            Credential::Field(field) => Cow::Borrowed(field),
+            Credential::Signer(signer) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                let mut buffer = uuid::Uuid::encode_buffer();
+                let nonce = uuid::Uuid::new_v4().simple().encode_lower(&mut buffer);
+                Cow::Owned(signer.sign(request, now.unwrap_or_default(), nonce))
+            }
+        }
+    }
 }
 
 pub struct EndpointSlot {
@@ -155,14 +184,14 @@ impl Pool {
         let mut accounts = Vec::with_capacity(settings.accounts.len());
         for account in &settings.accounts {
             let key = (settings.id.clone(), account.id.clone());
-            let credential = account
-                .api_key
-                .as_ref()
-                .map(|secret| credential(&settings, &account.id, secret.expose()));
+            let credential = match &account.api_key {
+                Some(secret) => credential(&settings, account, secret)?,
+                None => Credential::Nothing,
+            };
             accounts.push(AccountSlot {
                 id: account.id.clone(),
                 rest: registry.rest(&key, now),
-                credential: credential.transpose()?,
+                credential,
             });
         }
         let mut endpoints = Vec::with_capacity(settings.endpoints.len());
@@ -332,21 +361,28 @@ impl Lane {
 
 fn credential(
     upstream: &Upstream,
-    account: &AccountId,
-    secret: &str,
-) -> Result<(HeaderName, HeaderValue), PoolError> {
+    account: &Account,
+    secret: &Secret,
+) -> Result<Credential, PoolError> {
     let bad = || PoolError::Credential {
         upstream: upstream.id.clone(),
-        account: account.clone(),
+        account: account.id.clone(),
     };
-    let name = HeaderName::from_bytes(upstream.auth.header.as_bytes()).map_err(|_| bad())?;
-    let text = match upstream.auth.scheme.as_str() {
-        "" => secret.to_owned(),
-        scheme => format!("{scheme} {secret}"),
+    let (header, scheme) = match &upstream.auth {
+        UpstreamAuth::Key { header, scheme } => (header, scheme.as_str()),
+        UpstreamAuth::Signing(signing) => {
+            let signer = Signer::new(signing, secret.clone(), &account.key_id);
+            return signer.map(Credential::Signer).ok_or_else(bad);
+        }
+    };
+    let name = HeaderName::from_bytes(header.as_bytes()).map_err(|_| bad())?;
+    let text = match scheme {
+        "" => secret.expose().to_owned(),
+        scheme => format!("{scheme} {}", secret.expose()),
     };
     let mut value = HeaderValue::from_str(&text).map_err(|_| bad())?;
     value.set_sensitive(true);
-    Ok((name, value))
+    Ok(Credential::Field([(name, value)]))
 }
 
 fn authority(upstream: &UpstreamId, endpoint: &Endpoint) -> Result<HeaderValue, PoolError> {

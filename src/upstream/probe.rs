@@ -15,8 +15,9 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::Peer;
 use pingora::{Error, ErrorType, Result};
 
-use super::health::Transition;
+use super::health::{Thresholds, Transition};
 use super::pool::{EndpointSlot, Pool};
+use super::signing;
 use crate::config::settings::{Dialect, Health};
 
 /// Asks every endpoint of a pool once and records what it hears.
@@ -38,9 +39,14 @@ pub async fn check(pool: &Pool, connector: &Connector) {
 
 /// Records a result, of a check or of live traffic, and tells the log when it changes something.
 pub fn record(pool: &Pool, slot: &EndpointSlot, good: bool, heard: &str) {
+    let change = slot.state.record(Instant::now(), good, pool.thresholds());
+    tell(pool, slot, change, heard);
+}
+
+fn tell(pool: &Pool, slot: &EndpointSlot, change: Option<Transition>, heard: &str) {
     let url = &slot.settings.url;
     let upstream = &pool.settings.id;
-    match slot.state.record(Instant::now(), good, pool.thresholds()) {
+    match change {
         Some(Transition::BecameHealthy) => {
             info!("Endpoint is back. upstream={upstream} endpoint={url} heard=\"{heard}\"")
         }
@@ -49,6 +55,20 @@ pub fn record(pool: &Pool, slot: &EndpointSlot, good: bool, heard: &str) {
         }
         None => {}
     }
+}
+
+/// Takes an endpoint out at once, whatever was heard of it before.
+pub fn take_out(pool: &Pool, slot: &EndpointSlot, why: &str) {
+    let at_once = Thresholds {
+        unhealthy_after: 1,
+        ..pool.thresholds()
+    };
+    tell(
+        pool,
+        slot,
+        slot.state.record(Instant::now(), false, at_once),
+        why,
+    );
 }
 
 fn is_alive(status: u16) -> bool {
@@ -66,12 +86,9 @@ async fn ask(
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
     let peer = slot.template.at(address);
     let (mut session, _reused) = connector.get_http_session(&peer).await?;
-    if !slot.template.check_tls(session.digest()) {
-        return Error::e_explain(
-            ErrorType::TLSHandshakeFailure,
-            "the TLS version is older than allowed",
-        );
-    }
+    slot.template
+        .check_tls(session.digest())
+        .map_err(|why| Error::explain(ErrorType::TLSHandshakeFailure, why.to_string()))?;
     session.set_read_timeout(Some(health.timeout));
     session
         .write_request_header(Box::new(question(pool, slot, health)?))
@@ -100,12 +117,16 @@ fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<Request
         http::header::USER_AGENT,
         concat!("tidegate/", env!("CARGO_PKG_VERSION")),
     )?;
-    let credential = pool
-        .accounts
-        .first()
-        .and_then(|account| account.credential.as_ref());
-    if let Some((name, value)) = credential.filter(|_| health.authenticated) {
-        head.insert_header(name, value)?;
+    if let Some(account) = pool.accounts.first().filter(|_| health.authenticated) {
+        let request = signing::Request {
+            method: "GET",
+            target: &path,
+            host: slot.authority.to_str().unwrap_or_default(),
+            body: b"",
+        };
+        for (name, value) in account.credential(request).iter() {
+            head.insert_header(name, value)?;
+        }
     }
     Ok(head)
 }

@@ -78,7 +78,7 @@ tenants:
   - id: acme
     enabled: nein # wrong enabled
     models: deepseek-flash # wrong models
-    credentials: [] # wrong credentials
+    credentials: {} # wrong credentials
 upstreams:
   - id: deepseek
     dialect: klingon # wrong dialect

@@ -1,13 +1,12 @@
 //! The rules of `server`: addresses that can be bound, limits that fit together.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{ABOVE_ZERO, Check};
-use crate::config::file;
+use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
-use crate::config::settings::{Admin, Limits, Listener, ListenerTls, Server, TlsVersion};
+use crate::config::settings::{Admin, Limits, Listener, Server, TlsVersion};
 use crate::config::text::{DurationText, SizeText};
 
 /// A body is held in memory whole.
@@ -21,9 +20,10 @@ const MOST_HEAD: u64 = 1023 * 1024;
 const LEAST_WATCH: Duration = Duration::from_millis(100);
 
 impl Check<'_, '_> {
-    pub(super) fn server(&mut self, written: &file::Server) -> Server {
+    pub(super) fn server(&mut self, file: &File) -> Server {
         let path = KeyPath::Root.key("server");
-        let listeners = self.listeners(&written.listeners, path);
+        let written = &file.server;
+        let listeners = self.listeners(file, path);
         let admin = written
             .admin
             .as_ref()
@@ -49,53 +49,12 @@ impl Check<'_, '_> {
                 DurationText(Duration::ZERO) => Duration::ZERO,
                 often => self.duration(often, LEAST_WATCH, path.key("watch_configuration")),
             },
+            watch_files: self.duration(
+                written.watch_files,
+                Duration::ZERO,
+                path.key("watch_files"),
+            ),
             limits: self.limits(&written.limits, path.key("limits")),
-        }
-    }
-
-    fn listeners(&mut self, written: &[file::Listener], path: KeyPath<'_>) -> Vec<Listener> {
-        let path = path.key("listeners");
-        let mut seen = HashMap::new();
-        let mut listeners = Vec::new();
-        for (index, written) in written.iter().enumerate() {
-            let path = path.index(index);
-            let address = self.address(&written.address, path.key("address"));
-            if let Some(address) = address.filter(|address| address.port() != 0) {
-                self.unique(
-                    &mut seen,
-                    address,
-                    &address.to_string(),
-                    path.key("address"),
-                );
-            }
-            if written.h2c && written.tls.is_some() {
-                let allowed = "HTTP/2 is offered over TLS anyway; leave h2c out";
-                self.report
-                    .mistake(path.key("h2c"), "h2c together with tls", allowed);
-            }
-            let tls = written
-                .tls
-                .as_ref()
-                .map(|tls| self.listener_tls(tls, path.key("tls")));
-            let Some(address) = address else { continue };
-            if tls.is_none() && !address.ip().is_loopback() {
-                let found = format!("plain HTTP on {address}, which other machines can reach");
-                self.report.warning(path.key("address"), found, "keys and prompts travel in the clear; add `tls`, or make sure that something in front does it");
-            }
-            listeners.push(Listener {
-                address,
-                h2c: written.h2c,
-                tls,
-            });
-        }
-        listeners
-    }
-
-    fn listener_tls(&mut self, written: &file::ListenerTls, path: KeyPath<'_>) -> ListenerTls {
-        ListenerTls {
-            certificate: self.path(&written.certificate, path.key("certificate")),
-            private_key: self.path(&written.private_key, path.key("private_key")),
-            min_version: tls_version(written.min_version),
         }
     }
 
@@ -130,7 +89,7 @@ impl Check<'_, '_> {
         Some(Admin { address, token })
     }
 
-    fn address(&mut self, text: &str, path: KeyPath<'_>) -> Option<SocketAddr> {
+    pub(super) fn address(&mut self, text: &str, path: KeyPath<'_>) -> Option<SocketAddr> {
         let address = text.parse().ok();
         if address.is_none() {
             let allowed = "expected an IP address and a port, such as 127.0.0.1:8080 or [::]:8443";

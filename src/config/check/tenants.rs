@@ -4,17 +4,17 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Check;
+use super::identity::SeenCredentials;
 use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::nearest::hint;
-use crate::config::settings::{AllowedModels, ApiKey, Credential, Tenant, TenantId};
+use crate::config::settings::{AllowedModels, Tenant, TenantId};
 
 /// What must be unique over all tenants, and where it stands.
 #[derive(Default)]
 struct Seen<'f> {
     tenants: HashMap<&'f str, String>,
-    keys: HashMap<&'f str, String>,
-    hashes: HashMap<[u8; 32], String>,
+    credentials: SeenCredentials<'f>,
 }
 
 impl Check<'_, '_> {
@@ -53,11 +53,17 @@ impl Check<'_, '_> {
         let list = path.key("credentials");
         let credentials = written.credentials.iter().enumerate();
         let credentials = credentials.filter_map(|(index, credential)| {
-            let item = list.index(index);
-            self.api_key(&credential.api_key, seen, item.key("api_key"))
-                .map(Credential::ApiKey)
+            self.credential(credential, file, &mut seen.credentials, list.index(index))
         });
         let credentials = credentials.collect();
+        if written.credentials.is_empty() && !is_reached_otherwise(&written.id, file) {
+            self.report.warning(
+                path,
+                "a tenant without credentials",
+                "nobody can call as this tenant: no token issuer and no anonymous listener leads to it",
+            );
+        }
+        let allow_from = written.allow_from.as_ref();
         Tenant {
             id: TenantId::new(&written.id),
             enabled: written.enabled,
@@ -65,6 +71,8 @@ impl Check<'_, '_> {
             balance: written.balance,
             files: written.files,
             credentials,
+            accept: self.accepted(written.accept.as_ref(), path.key("accept")),
+            allow_from: allow_from.map(|networks| networks.iter().map(|text| text.0).collect()),
         }
     }
 
@@ -109,62 +117,17 @@ impl Check<'_, '_> {
         }
         AllowedModels::Listed(names)
     }
-
-    fn api_key<'f>(
-        &mut self,
-        written: &'f file::ApiKey,
-        seen: &mut Seen<'f>,
-        path: KeyPath<'_>,
-    ) -> Option<ApiKey> {
-        self.id(&written.id, path.key("id"));
-        self.unique(
-            &mut seen.keys,
-            &written.id,
-            &quoted(&written.id),
-            path.key("id"),
-        );
-        let Some(hash) = sha256(&written.hash) else {
-            // Someone may have put the key itself here, so it is not quoted.
-            let allowed =
-                "expected sha256: and 64 hexadecimal digits, as `tidegate key new` prints them";
-            self.report.mistake(
-                path.key("hash"),
-                "text that is not a hash (not shown)",
-                allowed,
-            );
-            return None;
-        };
-        self.unique(&mut seen.hashes, hash, "this hash", path.key("hash"));
-        if hash.iter().all(|byte| Some(byte) == hash.first()) {
-            let advice = "no key fits it; `tidegate key new` makes a key and its hash";
-            self.report.warning(
-                path.key("hash"),
-                "a hash that only holds the place of one",
-                advice,
-            );
-        }
-        Some(ApiKey {
-            id: written.id.clone(),
-            hash,
-        })
-    }
 }
 
-/// Reads `sha256:` and 64 hexadecimal digits.
-fn sha256(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_prefix("sha256:")?;
-    if digits.len() != 64 {
-        return None;
-    }
-    let nibble = |digit: &u8| {
-        char::from(*digit)
-            .to_digit(16)
-            .and_then(|value| u8::try_from(value).ok())
-    };
-    let mut hash = [0; 32];
-    for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
-        let [high, low] = pair else { return None };
-        *byte = nibble(high)? << 4 | nibble(low)?;
-    }
-    Some(hash)
+/// Does a signed token or a listener without credentials lead to this tenant?
+fn is_reached_otherwise(id: &str, file: &File) -> bool {
+    let by_token = file.identity.tokens.iter().any(|issuer| {
+        let map = &issuer.tenant.map;
+        map.is_empty() || map.values().any(|tenant| tenant == id)
+    });
+    let listeners = &file.server.listeners;
+    by_token
+        || listeners
+            .iter()
+            .any(|listener| listener.anonymous_tenant.as_deref() == Some(id))
 }

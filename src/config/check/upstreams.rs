@@ -5,30 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+
 use super::server::tls_version;
 use super::url::{self, is_host};
 use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, File, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::settings::{
-    Account, AccountId, Dialect, Endpoint, Health, Upstream, UpstreamAuth, UpstreamId,
+    Account, AccountId, Dialect, Endpoint, Health, TlsFiles, Upstream, UpstreamId,
     UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
 };
 
 /// Probes and look-ups more often than this are traffic of their own.
 const LEAST_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Headers whose meaning is fixed; a key put there would break the message (RFC 9110, RFC 9112).
-const RESERVED_HEADERS: [&str; 8] = [
-    "host",
-    "connection",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "upgrade",
-];
 
 /// What an upstream can do: as written, or as its dialect has it.
 pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
@@ -103,7 +93,7 @@ impl Check<'_, '_> {
                 file::Dialect::DeepSeek => Dialect::DeepSeek,
                 file::Dialect::OpenAi => Dialect::OpenAi,
             },
-            auth: self.auth(&written.auth, path.key("auth")),
+            auth: self.auth(written, &surfaces(written), path.key("auth")),
             protocol: match written.protocol {
                 file::Protocol::Http1 => UpstreamProtocol::Http1,
                 file::Protocol::Http2 => UpstreamProtocol::Http2,
@@ -123,34 +113,6 @@ impl Check<'_, '_> {
         }
     }
 
-    fn auth(&mut self, written: &file::Auth, path: KeyPath<'_>) -> UpstreamAuth {
-        let header = written.header.to_ascii_lowercase();
-        if !is_token(&header) {
-            self.report.mistake(
-                path.key("header"),
-                quoted(&written.header),
-                "expected the name of a header field",
-            );
-        } else if RESERVED_HEADERS.contains(&header.as_str()) {
-            self.report.mistake(
-                path.key("header"),
-                quoted(&written.header),
-                "that field has a meaning of its own",
-            );
-        }
-        if !written.scheme.is_empty() && !is_token(&written.scheme) {
-            self.report.mistake(
-                path.key("scheme"),
-                quoted(&written.scheme),
-                "expected one word, or \"\" for none",
-            );
-        }
-        UpstreamAuth {
-            header,
-            scheme: written.scheme.clone(),
-        }
-    }
-
     fn upstream_tls(&mut self, written: &file::UpstreamTls, path: KeyPath<'_>) -> UpstreamTls {
         if let Some(name) = written.server_name.as_deref().filter(|name| !is_host(name)) {
             self.report.mistake(
@@ -161,11 +123,47 @@ impl Check<'_, '_> {
         }
         let ca: Option<PathBuf> = written.ca.as_ref().map(|ca| self.path(ca, path.key("ca")));
         let min_version = Some(tls_version(written.min_version));
+        let client = match (&written.client_certificate, &written.client_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles {
+                certificate: self.path(certificate, path.key("client_certificate")),
+                private_key: self.path(key, path.key("client_key")),
+            }),
+            (None, None) => None,
+            _ => {
+                let allowed = "client_certificate and client_key go together";
+                self.report.mistake(path, "one without the other", allowed);
+                None
+            }
+        };
         UpstreamTls {
             ca,
             server_name: written.server_name.clone(),
             min_version,
+            client,
+            pins: self.pins(&written.pins, path.key("pins")),
+            unverified: !written.verify,
         }
+    }
+
+    /// `sha256//` and base64, the form that curl and others take.
+    fn pins(&mut self, written: &[String], path: KeyPath<'_>) -> Vec<[u8; 32]> {
+        let mut seen = HashMap::new();
+        let mut pins = Vec::new();
+        for (index, text) in written.iter().enumerate() {
+            let path = path.index(index);
+            let pin = text
+                .strip_prefix("sha256//")
+                .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok())
+                .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+            let Some(pin) = pin else {
+                let allowed = "expected sha256// and the 44 characters of base64 that curl's --pinnedpubkey takes";
+                self.report.mistake(path, quoted(text), allowed);
+                continue;
+            };
+            self.unique(&mut seen, pin, &quoted(text), path);
+            pins.push(pin);
+        }
+        pins
     }
 
     fn timeouts(&mut self, written: &file::Timeouts, path: KeyPath<'_>) -> UpstreamTimeouts {
@@ -291,6 +289,7 @@ impl Check<'_, '_> {
             return vec![Account {
                 id: AccountId::new("default"),
                 api_key: None,
+                key_id: "default".to_owned(),
                 max_concurrent: Default::default(),
             }];
         }
@@ -325,15 +324,10 @@ impl Check<'_, '_> {
             accounts.push(Account {
                 id: AccountId::new(&written.id),
                 api_key,
+                key_id: written.key_id.clone().unwrap_or_else(|| written.id.clone()),
                 max_concurrent,
             });
         }
         accounts
     }
-}
-
-/// RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)
 }

@@ -152,6 +152,14 @@ pub fn is_private(host: &str) -> bool {
     }
 }
 
+/// This machine itself.
+pub fn is_loopback(host: &str) -> bool {
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host == "localhost",
+    }
+}
+
 fn is_private_v4(ip: Ipv4Addr) -> bool {
     let shared = matches!(ip.octets(), [100, 64..=127, ..]); // RFC 6598
     ip.is_loopback() || ip.is_private() || ip.is_link_local() || shared

@@ -1,13 +1,14 @@
 //! Settings as a flat list of named things with facts, which is the form that can be compared.
 
+mod callers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Account, Admin, AllowedModels, ApiKey, Credential, Endpoint, Health, Limits, Listener,
-    ListenerTls, Logging, Model, Retry, Server, Settings, Tenant, TlsVersion, Upstream,
-    UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
+    Account, Admin, Endpoint, Health, Limits, Logging, Model, Retry, Server, Settings, TlsFiles,
+    TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
 };
 use crate::config::text::{format_duration, format_size};
 
@@ -67,6 +68,7 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         server,
         logging,
         retry,
+        identity,
         tenants,
         upstreams,
         models,
@@ -95,6 +97,7 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         Restart::Never,
         vec![("attempts", text(attempts))],
     );
+    things.identity(identity);
     tenants.iter().for_each(|tenant| things.tenant(tenant));
     upstreams
         .iter()
@@ -142,6 +145,7 @@ impl<'a> Things<'a> {
             shutdown_pause,
             upstream_idle_connections,
             watch_configuration,
+            watch_files,
             limits,
         } = server;
         let facts = vec![
@@ -154,6 +158,7 @@ impl<'a> Things<'a> {
                 "watch_configuration",
                 text(format_duration(*watch_configuration)),
             ),
+            ("watch_files", text(format_duration(*watch_files))),
         ];
         self.add("server", None, Restart::EachKey("server"), facts);
         self.add(
@@ -162,29 +167,9 @@ impl<'a> Things<'a> {
             Restart::EachKey("server.limits"),
             limit_facts(limits),
         );
-        for Listener { address, h2c, tls } in listeners {
-            let tls = tls.as_ref().map(
-                |ListenerTls {
-                     certificate,
-                     private_key,
-                     min_version,
-                 }| {
-                    format!(
-                        "{} with {} from {}",
-                        certificate.display(),
-                        private_key.display(),
-                        version(*min_version)
-                    )
-                },
-            );
-            let facts = vec![("h2c", text(h2c)), ("tls", optional(tls.as_deref()))];
-            self.add(
-                format!("listener {address}"),
-                None,
-                Restart::As("server.listeners"),
-                facts,
-            );
-        }
+        listeners
+            .iter()
+            .for_each(|listener| self.listener(listener));
         if let Some(Admin { address, token }) = admin {
             let facts = vec![
                 ("address", text(address)),
@@ -194,49 +179,20 @@ impl<'a> Things<'a> {
         }
     }
 
-    fn tenant(&mut self, tenant: &'a Tenant) {
-        let Tenant {
-            id,
-            enabled,
-            models,
-            balance,
-            files,
-            credentials,
-        } = tenant;
-        let name = format!("tenant {id}");
-        let models = match models {
-            AllowedModels::All => BTreeSet::from(["*".to_owned()]),
-            AllowedModels::Listed(names) => names.iter().cloned().collect(),
-        };
-        let facts = vec![
-            ("enabled", text(enabled)),
-            ("models", Fact::Set(models)),
-            ("balance", text(balance)),
-            ("files", text(files)),
-        ];
-        for Credential::ApiKey(ApiKey { id, hash }) in credentials {
-            let facts = vec![("hash", Fact::Hash(hash))];
-            self.add(
-                format!("{name} api key {id}"),
-                Some(&name),
-                Restart::Never,
-                facts,
-            );
-        }
-        self.add(name, None, Restart::Never, facts);
-    }
-
     fn upstream(&mut self, upstream: &'a Upstream) {
         let Upstream {
             id,
             dialect,
-            auth: UpstreamAuth { header, scheme },
+            auth,
             protocol,
             tls:
                 UpstreamTls {
                     ca,
                     server_name,
                     min_version,
+                    client,
+                    pins,
+                    unverified,
                 },
             timeouts,
             idle_timeout,
@@ -249,12 +205,22 @@ impl<'a> Things<'a> {
         let name = format!("upstream {id}");
         let mut facts = vec![
             ("dialect", text(format!("{dialect:?}").to_lowercase())),
-            ("auth.header", text(header)),
-            ("auth.scheme", text(format!("{scheme:?}"))),
+            ("auth", text(auth_text(auth))),
             ("protocol", text(format!("{protocol:?}").to_lowercase())),
             ("tls.ca", ca.as_deref().map_or_else(none, path)),
             ("tls.server_name", optional(server_name.as_deref())),
             ("tls.min_version", optional(min_version.map(version))),
+            (
+                "tls.client_certificate",
+                client
+                    .as_ref()
+                    .map_or_else(none, |files| text(tls_files(files))),
+            ),
+            (
+                "tls.pins",
+                Fact::Set(pins.iter().map(|pin| hex(pin)).collect()),
+            ),
+            ("tls.verify", text(!unverified)),
             ("idle_timeout", text(format_duration(*idle_timeout))),
             ("dns_refresh", text(format_duration(*dns_refresh))),
             ("health", health.as_ref().map_or_else(none, health_fact)),
@@ -292,6 +258,7 @@ impl<'a> Things<'a> {
         for Account {
             id,
             api_key,
+            key_id,
             max_concurrent,
         } in accounts
         {
@@ -300,6 +267,7 @@ impl<'a> Things<'a> {
                 .map(|(model, limit)| format!("{model}={limit}"));
             let facts = vec![
                 ("key", Fact::Secret(api_key.as_ref())),
+                ("key_id", text(key_id)),
                 ("max_concurrent", Fact::Set(limits.collect())),
             ];
             self.add(
@@ -408,6 +376,25 @@ fn health_fact(health: &Health) -> Fact<'static> {
         format_duration(*interval),
         format_duration(*timeout),
     ))
+}
+
+fn auth_text(auth: &UpstreamAuth) -> String {
+    match auth {
+        UpstreamAuth::Key { header, scheme } => format!("key in {header} {scheme:?}"),
+        UpstreamAuth::Signing(signing) => format!("{signing:?}"),
+    }
+}
+
+pub(super) fn tls_files(files: &TlsFiles) -> String {
+    let TlsFiles {
+        certificate,
+        private_key,
+    } = files;
+    format!("{} with {}", certificate.display(), private_key.display())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn version(version: TlsVersion) -> &'static str {

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Required;
+use super::identity::CredentialKind;
+use crate::config::networks::NetworkText;
 use crate::config::secret::SecretText;
 use crate::config::text::{DurationText, SizeText};
 
@@ -21,6 +23,8 @@ pub const UPSTREAM_IDLE_CONNECTIONS: usize = 512;
 
 /// Never: a file that is saved is not always meant to count yet.
 pub const WATCH_CONFIGURATION: DurationText = seconds(0);
+/// A renewed certificate is in use within seconds, and a look at a dozen files costs nothing.
+pub const WATCH_FILES: DurationText = seconds(10);
 
 /// A chat with a context of a million tokens, and pictures inline, is well below.
 pub const MAX_REQUEST_BODY: SizeText = mebibytes(32);
@@ -84,6 +88,9 @@ pub struct Server {
     /// How often the configuration's files, and files that secrets come from, are looked at, and
     /// all of it reloaded if one changed; 100ms to 24h. 0s: on SIGHUP only.
     pub watch_configuration: DurationText,
+    /// How often certificates, keys, authorities and revocation lists of listeners are looked at,
+    /// and taken over if they changed; 0s: on reload only.
+    pub watch_files: DurationText,
     pub limits: Limits,
 }
 
@@ -98,6 +105,7 @@ impl Default for Server {
             shutdown_pause: SHUTDOWN_PAUSE,
             upstream_idle_connections: UPSTREAM_IDLE_CONNECTIONS,
             watch_configuration: WATCH_CONFIGURATION,
+            watch_files: WATCH_FILES,
             limits: Limits::default(),
         }
     }
@@ -114,19 +122,54 @@ pub struct Listener {
     pub h2c: bool,
     /// TLS, with HTTP/1.1 and HTTP/2. Without it the listener speaks plain HTTP.
     pub tls: Option<ListenerTls>,
+    /// Kinds of credentials that are taken here. Without it, all.
+    #[schemars(length(min = 1))]
+    pub accept: Option<Vec<CredentialKind>>,
+    /// The tenant that requests without any credential count as. Without it they are refused.
+    pub anonymous_tenant: Option<String>,
+    /// Networks of proxies in front whose word on the client's address is taken.
+    pub trusted_proxies: Vec<NetworkText>,
+    /// The field in which trusted proxies say it. The other one is ignored.
+    pub forwarded_by: Forwarding,
+    /// Networks whose connections begin with a PROXY protocol header, version 1 or 2. From there
+    /// one is required; from elsewhere one is no HTTP.
+    pub proxy_protocol_from: Vec<NetworkText>,
 }
 
-/// A certificate. The files are read again on each reload.
+/// `forwarded` is RFC 7239's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+pub enum Forwarding {
+    #[default]
+    #[serde(rename = "x-forwarded-for")]
+    XForwardedFor,
+    #[serde(rename = "forwarded")]
+    Forwarded,
+}
+
+/// Certificates and what is asked of clients. The files are read again on each reload, and when
+/// they change.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required("certificate, private_key"))]
 pub struct ListenerTls {
-    /// PEM file with the chain, leaf first. Relative to this file.
+    /// PEM file with the chain, leaf first. Serves every name that no other certificate has.
+    /// Relative to this file.
     pub certificate: PathBuf,
     /// PEM file. Relative to this file.
     pub private_key: PathBuf,
+    /// Further certificates, each for the names it holds.
+    pub more_certificates: Vec<TlsFiles>,
+    /// Which ciphers and curves: Mozilla's `intermediate` or `modern` (TLS 1.3 alone).
+    pub policy: CipherPolicy,
     /// The oldest TLS that is spoken.
     pub min_version: TlsVersion,
+    /// PEM bundle of the authorities whose client certificates are taken. Relative to this file.
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client must show one.
+    pub client_certificates: ClientCertificates,
+    /// PEM file with certificate revocation lists, one for each of the client authorities.
+    /// Relative to this file.
+    pub client_crl: Option<PathBuf>,
 }
 
 impl Default for ListenerTls {
@@ -135,9 +178,39 @@ impl Default for ListenerTls {
         Self {
             certificate: PathBuf::new(),
             private_key: PathBuf::new(),
+            more_certificates: Vec::new(),
+            policy: CipherPolicy::Intermediate,
             min_version: TlsVersion::V1_2,
+            client_ca: None,
+            client_certificates: ClientCertificates::Required,
+            client_crl: None,
         }
     }
+}
+
+/// A certificate and its key.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(transform = Required("certificate, private_key"))]
+pub struct TlsFiles {
+    /// PEM file with the chain, leaf first. Relative to this file.
+    pub certificate: PathBuf,
+    /// PEM file. Relative to this file.
+    pub private_key: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CipherPolicy {
+    Intermediate,
+    Modern,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    Required,
+    Optional,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]

@@ -15,6 +15,10 @@ use crate::config::text::DurationText;
 /// The header and scheme of RFC 6750, which DeepSeek and OpenAI share.
 pub const AUTH_HEADER: &str = "authorization";
 pub const AUTH_SCHEME: &str = "Bearer";
+/// Our own form of signed requests, so that one tidegate can stand behind another.
+pub const SIGNED_MESSAGE: &str =
+    "TG-HMAC-SHA256\n{method}\n{path}\n{query}\n{timestamp}\n{nonce}\n{body_sha256}";
+pub const SIGNED_HEADER: &str = "TG-HMAC-SHA256 id={key_id}, timestamp={timestamp}, nonce={nonce}, digest={body_sha256}, signature={signature}";
 
 /// One lost SYN is sent again after 1 s, a second after 3 s; then another endpoint is the better bet.
 pub const CONNECT: DurationText = seconds(3);
@@ -133,6 +137,49 @@ pub struct Auth {
     pub header: String,
     /// Put before the key with a space between; "" for none.
     pub scheme: String,
+    /// Sign each request with the account's key instead of sending the key.
+    pub signing: Option<Signing>,
+}
+
+/// How requests to a company's own gateway are signed: HMAC-SHA256 with the account's `api_key`.
+/// Placeholders: {key_id} {method} {path} {query} {host} {timestamp} {nonce} {body_sha256}, and in
+/// `headers` {signature}. The defaults are the form of docs/signed-requests.md.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signing {
+    /// What is signed.
+    pub message: String,
+    /// Header fields that are sent, with their values.
+    pub headers: BTreeMap<String, String>,
+    /// How signature and digest are written.
+    pub encoding: Encoding,
+    /// What {timestamp} counts.
+    pub timestamp: TimestampUnit,
+}
+
+impl Default for Signing {
+    fn default() -> Self {
+        Self {
+            message: SIGNED_MESSAGE.to_owned(),
+            headers: BTreeMap::from([(AUTH_HEADER.to_owned(), SIGNED_HEADER.to_owned())]),
+            encoding: Encoding::Hex,
+            timestamp: TimestampUnit::Seconds,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    Hex,
+    Base64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TimestampUnit {
+    Seconds,
+    Milliseconds,
 }
 
 impl Default for Auth {
@@ -140,6 +187,7 @@ impl Default for Auth {
         Self {
             header: AUTH_HEADER.to_owned(),
             scheme: AUTH_SCHEME.to_owned(),
+            signing: None,
         }
     }
 }
@@ -157,6 +205,16 @@ pub struct UpstreamTls {
     /// Allow `http://` to hosts that are not in a private network. Keys and prompts then travel in
     /// the clear.
     pub plaintext: bool,
+    /// PEM file with the certificate we show, and its chain. Relative to this file.
+    pub client_certificate: Option<PathBuf>,
+    /// PEM file with its key. Relative to this file.
+    pub client_key: Option<PathBuf>,
+    /// Public keys that the upstream's certificate may have: `sha256//` and the SHA-256 of its
+    /// SubjectPublicKeyInfo in base64. Several, so that keys can be exchanged. Without it, any key
+    /// that the authorities vouch for.
+    pub pins: Vec<String>,
+    /// Off: certificate and name are not verified. Only under `profile: development`.
+    pub verify: bool,
 }
 
 impl Default for UpstreamTls {
@@ -167,6 +225,10 @@ impl Default for UpstreamTls {
             server_name: None,
             min_version: TlsVersion::V1_2,
             plaintext: false,
+            client_certificate: None,
+            client_key: None,
+            pins: Vec::new(),
+            verify: true,
         }
     }
 }
@@ -281,6 +343,8 @@ pub struct Account {
     pub id: String,
     /// The provider's key, by reference. Required for `deepseek`.
     pub api_key: Option<SecretText>,
+    /// What {key_id} stands for in `auth.signing`. Without it, the account's id.
+    pub key_id: Option<String>,
     /// Requests at one time by upstream model; a model that is not named has no limit.
     #[schemars(extend("additionalProperties" = { "type": "integer", "minimum": 1, "maximum": 1_000_000 }))]
     pub max_concurrent: BTreeMap<String, u32>,

@@ -1,0 +1,179 @@
+//! Fetches the key sets of token issuers in the background, so that no request waits for one.
+//!
+//! When a set is due is decided in [`crate::identity::token::refresh`]; a set that cannot be had or
+//! used leaves the last good one in place, however old it is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use http::HeaderMap;
+use log::{info, warn};
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+
+use super::reload::seconds_now;
+use crate::config::settings::{TokenIssuer, TokenKeys};
+use crate::fetch::{Client, FetchError, Fetched, Location, Validators};
+use crate::identity::issuer;
+use crate::identity::standing::Standing;
+use crate::identity::token::refresh::Schedule;
+use crate::identity::token::{KeySet, KeySetError, MAX_SET_BYTES};
+use crate::snapshot::Current;
+use crate::telemetry::metrics::Metrics;
+
+/// How soon an unknown key is asked after.
+const TICK: Duration = Duration::from_millis(250);
+
+pub struct KeySets {
+    pub current: Current,
+    pub standing: Arc<Standing>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// What is known of one issuer's source.
+struct Source {
+    schedule: Schedule,
+    /// Of the set in use, for a conditional question.
+    validators: Validators,
+    /// The issuer as configured when this was made.
+    settings: Arc<TokenIssuer>,
+    /// Told once until it is well again.
+    ill: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Keys(#[from] KeySetError),
+}
+
+#[async_trait]
+impl BackgroundService for KeySets {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut sources = HashMap::new();
+        loop {
+            self.round(&mut sources).await;
+            tokio::select! {
+                changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+}
+
+impl KeySets {
+    /// Asks every source that is due; they do not wait for each other's turn.
+    async fn round(&self, sources: &mut HashMap<String, Source>) {
+        let snapshot = self.current.load_full();
+        let issuers = &snapshot.settings.identity.tokens;
+        sources.retain(|id, source| {
+            issuers
+                .iter()
+                .any(|issuer| issuer.id == *id && issuer.keys == source.settings.keys)
+        });
+        let now = Instant::now();
+        for issuer in issuers {
+            if let TokenKeys::Url { refresh, .. } = &issuer.keys {
+                sources.entry(issuer.id.clone()).or_insert_with(|| Source {
+                    schedule: Schedule::new(*refresh, now),
+                    validators: Validators::default(),
+                    settings: issuer.clone(),
+                    ill: false,
+                });
+            }
+        }
+        join_all(sources.values_mut().map(|source| self.visit(source, now))).await;
+    }
+
+    async fn visit(&self, source: &mut Source, now: Instant) {
+        let issuer = source.settings.clone();
+        let TokenKeys::Url { url, ca, .. } = &issuer.keys else {
+            return;
+        };
+        let shared = self.standing.source(url, issuer.algorithm);
+        if shared.take_wanted() {
+            source.schedule.unknown_key_seen(now);
+        }
+        if !source.schedule.due(now) {
+            return;
+        }
+        let fetched = self.fetch(source, url, ca.as_deref()).await;
+        let result = match fetched {
+            Ok(keys) => {
+                source.schedule.succeeded(Instant::now());
+                let when = self.metrics.key_set_age.with_label_values(&[&issuer.id]);
+                when.set(seconds_now());
+                let keys = keys.filter(|keys| {
+                    let current = shared.keys();
+                    current.is_none_or(|current| !current.same_keys(keys))
+                });
+                if let Some(keys) = keys {
+                    let (usable, skipped) = (keys.usable(), keys.skipped());
+                    info!(
+                        "Took over a key set. issuer={} keys={usable} skipped={skipped}",
+                        issuer.id
+                    );
+                    shared.replace(keys);
+                } else if source.ill {
+                    info!("The key set is back. issuer={}", issuer.id);
+                }
+                source.ill = false;
+                "ok"
+            }
+            Err(why) => {
+                source.schedule.failed(Instant::now(), jitter());
+                if !std::mem::replace(&mut source.ill, true) {
+                    let kept = if shared.keys().is_some() {
+                        "the last good one stays"
+                    } else {
+                        "tokens of this issuer are refused until it comes"
+                    };
+                    warn!(
+                        "Cannot get a key set; {kept}. issuer={} cause=\"{why}\"",
+                        issuer.id
+                    );
+                }
+                "failed"
+            }
+        };
+        self.metrics
+            .key_set_fetches
+            .with_label_values(&[&issuer.id, result])
+            .inc();
+    }
+
+    /// `None` if the set is the one in use.
+    async fn fetch(
+        &self,
+        source: &mut Source,
+        url: &str,
+        ca: Option<&std::path::Path>,
+    ) -> Result<Option<KeySet>, Failure> {
+        let location = Location::parse(url)?;
+        let client = Client::new(ca)?;
+        let most = MAX_SET_BYTES as u64;
+        let answer = client
+            .get(&location, &HeaderMap::new(), &source.validators, most)
+            .await?;
+        match answer {
+            Fetched::Unchanged => Ok(None),
+            Fetched::Document { bytes, validators } => {
+                let algorithm = issuer::algorithm(source.settings.algorithm);
+                let keys = KeySet::from_jwks(&bytes, algorithm)?;
+                source.validators = validators;
+                Ok(Some(keys))
+            }
+        }
+    }
+}
+
+/// From 0 to 1, so that many gateways do not come back in step.
+fn jitter() -> f64 {
+    let (bits, _) = uuid::Uuid::new_v4().as_u64_pair();
+    bits as f64 / u64::MAX as f64
+}

@@ -1,0 +1,303 @@
+//! Takes over certificates, keys, authorities and revocation lists that were exchanged on disk,
+//! on reload and when the files change; and shouts when something is about to expire.
+//!
+//! A file that cannot be used leaves the old one in service: a renewal that went wrong must not
+//! take a listener down that still has a good certificate.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use log::{error, info, warn};
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+
+use super::reload::{Reloader, seconds_now};
+use super::tls::{Acceptor, CertificateError, Fresh};
+use crate::config::settings::{Listener, ListenerTls, Settings, TokenKeys};
+use crate::identity::expiry;
+use crate::telemetry::metrics::Metrics;
+
+/// How often the nearing end of something is told.
+const REMINDER: Duration = Duration::from_secs(24 * 3600);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The listeners' TLS: by listener, in the order of the configuration.
+pub struct Certificates {
+    acceptors: Vec<Option<Arc<Acceptor>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Certificates {
+    /// Reads all for the first time. An expired certificate is served all the same: clients that
+    /// look will refuse it, and those that do not are better off than without a gateway.
+    ///
+    /// # Errors
+    /// If a file cannot be used.
+    pub fn first(listeners: &[Listener], metrics: Arc<Metrics>) -> Result<Self, CertificateError> {
+        let mut acceptors = Vec::new();
+        for listener in listeners {
+            let Some(tls) = &listener.tls else {
+                acceptors.push(None);
+                continue;
+            };
+            let fresh = Fresh::read(tls)?;
+            if let Some(path) = fresh.expired(now()) {
+                error!(
+                    "Serving a certificate that has expired. listener={} certificate={}",
+                    listener.address,
+                    path.display()
+                );
+            }
+            show(&metrics, listener, &fresh);
+            acceptors.push(Some(Arc::new(Acceptor::new(fresh))));
+        }
+        Ok(Self { acceptors, metrics })
+    }
+
+    pub fn of(&self, listener: usize) -> Option<Arc<Acceptor>> {
+        self.acceptors.get(listener)?.clone()
+    }
+
+    /// Reads all anew before any is replaced.
+    ///
+    /// # Errors
+    /// If a file cannot be used; nothing is replaced then. An expired certificate is no reason:
+    /// its listener keeps what it has, and the log says so.
+    pub fn renew(&self, listeners: &[Listener]) -> Result<(), CertificateError> {
+        let fresh = self
+            .pairs(listeners)
+            .map(|(_, tls, _)| Fresh::read(tls))
+            .collect::<Result<Vec<_>, _>>()?;
+        for ((listener, _, acceptor), fresh) in self.pairs(listeners).zip(fresh) {
+            self.replace(listener, acceptor, fresh);
+        }
+        Ok(())
+    }
+
+    fn pairs<'a>(
+        &'a self,
+        listeners: &'a [Listener],
+    ) -> impl Iterator<Item = (&'a Listener, &'a ListenerTls, &'a Acceptor)> {
+        listeners
+            .iter()
+            .zip(&self.acceptors)
+            .filter_map(|(listener, acceptor)| {
+                Some((listener, listener.tls.as_ref()?, acceptor.as_deref()?))
+            })
+    }
+
+    fn replace(&self, listener: &Listener, acceptor: &Acceptor, fresh: Fresh) {
+        let good = acceptor.current().expired(now()).is_none();
+        if let Some(path) = fresh.expired(now()).filter(|_| good) {
+            error!(
+                "Not taking over a certificate that has expired; the one in use stays. listener={} certificate={}",
+                listener.address,
+                path.display()
+            );
+            self.count("expired");
+            return;
+        }
+        show(&self.metrics, listener, &fresh);
+        acceptor.replace(fresh);
+        self.count("ok");
+    }
+
+    fn count(&self, result: &str) {
+        self.metrics
+            .certificate_reloads
+            .with_label_values(&[result])
+            .inc();
+    }
+}
+
+fn show(metrics: &Metrics, listener: &Listener, fresh: &Fresh) {
+    let address = listener.address.to_string();
+    for served in &fresh.certificates {
+        metrics
+            .certificate_expiry
+            .with_label_values(&[&address, &served.path.display().to_string()])
+            .set(served.not_after as f64);
+    }
+}
+
+/// Looks at the files, and at the calendar.
+pub struct FileWatch {
+    pub reloader: Arc<Reloader>,
+}
+
+/// Enough of a file to see that it was exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    size: u64,
+    inode: u64,
+}
+
+type Stamps = HashMap<PathBuf, Option<Stamp>>;
+
+#[async_trait]
+impl BackgroundService for FileWatch {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let settings = self.reloader.current.load().settings.clone();
+        let every = settings.server.watch_files;
+        let watching = !every.is_zero();
+        let tick = if watching { every } else { HOUR };
+        let mut seen = stamps(&watched(&settings));
+        let mut reminded = None;
+        loop {
+            self.remind(&mut reminded);
+            tokio::select! {
+                changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
+                () = tokio::time::sleep(tick) => {}
+            }
+            if watching {
+                self.look(&mut seen).await;
+            }
+        }
+    }
+}
+
+impl FileWatch {
+    async fn look(&self, seen: &mut Stamps) {
+        let settings = self.reloader.current.load().settings.clone();
+        let now = stamps(&watched(&settings));
+        let changed: Vec<PathBuf> = now
+            .iter()
+            .filter(|(path, stamp)| seen.get(*path).is_some_and(|before| before != *stamp))
+            .map(|(path, _)| path.clone())
+            .collect();
+        *seen = now;
+        if changed.is_empty() {
+            return;
+        }
+        for path in &changed {
+            info!("A watched file has changed. path={}", path.display());
+        }
+        let listeners = &settings.server.listeners;
+        if changed
+            .iter()
+            .any(|path| of_listeners(listeners).contains(path))
+        {
+            self.renew(listeners);
+        }
+        if changed
+            .iter()
+            .any(|path| of_snapshot(&settings).contains(path))
+        {
+            self.reloader.rebuild().await;
+        }
+    }
+
+    fn renew(&self, listeners: &[Listener]) {
+        let certificates = &self.reloader.certificates;
+        match certificates.renew(listeners) {
+            Ok(()) => info!("The listeners' certificates were read again."),
+            Err(cause) => {
+                error!("The listeners' certificates stay as they are. cause=\"{cause}\"");
+                certificates.count("refused");
+            }
+        }
+    }
+
+    /// Tells once a day what ends soon.
+    fn remind(&self, last: &mut Option<Instant>) {
+        if last.is_some_and(|last| last.elapsed() < REMINDER) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let snapshot = self.reloader.current.load_full();
+        let settings = &snapshot.settings;
+        let ahead = settings.identity.warn_before_expiry.as_secs();
+        let horizon = now().saturating_add_unsigned(ahead);
+        let tenants = settings.tenants.iter().map(|tenant| &**tenant);
+        for ending in expiry::endings(tenants).filter(|ending| ending.not_after <= horizon) {
+            warn!(
+                "A credential ends soon. tenant={} kind={} credential={} not_after={}",
+                ending.tenant,
+                ending.kind.as_str(),
+                ending.id,
+                date(ending.not_after)
+            );
+        }
+        let certificates = &self.reloader.certificates;
+        for (listener, _, acceptor) in certificates.pairs(&settings.server.listeners) {
+            let fresh = acceptor.current();
+            let ending = fresh.certificates.iter();
+            for served in ending.filter(|served| served.not_after <= horizon) {
+                warn!(
+                    "A certificate ends soon. listener={} certificate={} not_after={}",
+                    listener.address,
+                    served.path.display(),
+                    date(served.not_after)
+                );
+            }
+        }
+    }
+}
+
+fn watched(settings: &Settings) -> Vec<PathBuf> {
+    let mut paths = of_listeners(&settings.server.listeners);
+    paths.extend(of_snapshot(settings));
+    paths
+}
+
+fn of_listeners(listeners: &[Listener]) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for tls in listeners
+        .iter()
+        .filter_map(|listener| listener.tls.as_ref())
+    {
+        for files in &tls.certificates {
+            paths.extend([files.certificate.clone(), files.private_key.clone()]);
+        }
+        if let Some(clients) = &tls.clients {
+            paths.push(clients.ca.clone());
+            paths.extend(clients.crl.clone());
+        }
+    }
+    paths
+}
+
+/// Files that are read when a snapshot is built.
+fn of_snapshot(settings: &Settings) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for upstream in &settings.upstreams {
+        paths.extend(upstream.tls.ca.clone());
+        if let Some(files) = &upstream.tls.client {
+            paths.extend([files.certificate.clone(), files.private_key.clone()]);
+        }
+    }
+    for issuer in &settings.identity.tokens {
+        if let TokenKeys::File(path) = &issuer.keys {
+            paths.push(path.clone());
+        }
+    }
+    paths
+}
+
+fn stamps(paths: &[PathBuf]) -> Stamps {
+    let stamp = |path: &Path| {
+        let about = std::fs::metadata(path).ok()?;
+        Some(Stamp {
+            modified: (about.mtime(), about.mtime_nsec()),
+            size: about.size(),
+            inode: about.ino(),
+        })
+    };
+    paths
+        .iter()
+        .map(|path| (path.clone(), stamp(path)))
+        .collect()
+}
+
+fn now() -> i64 {
+    seconds_now() as i64
+}
+
+fn date(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| "?".to_owned(), |time| time.to_string())
+}
