@@ -25,8 +25,8 @@ pub use identity::{
     TokenAlgorithm, TokenIssuer, TokenKeys, TokenTenant,
 };
 pub use server::{
-    Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, Server,
-    TlsFiles, TlsVersion,
+    Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, STATE_DIR,
+    Server, TlsFiles, TlsVersion,
 };
 pub use upstream::{
     Account, Auth, Dialect, Encoding, Endpoint, Health, Probe, Protocol, Signing, Surface,
@@ -43,6 +43,8 @@ pub const RETRY_ATTEMPTS: u32 = 2;
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "tidegate configuration", transform = Required("server, upstreams, models"))]
 pub struct File {
+    /// What this gateway is for. `production` refuses what is only bearable while developing.
+    pub profile: Profile,
     /// The process itself: sockets, threads, limits. Changes need a restart.
     pub server: Server,
     pub logging: Logging,
@@ -63,6 +65,15 @@ pub struct File {
     /// Who serves `/user/balance`. Without it, the first upstream of dialect `deepseek` that has
     /// the surface `balance`, if there is one.
     pub balance: Option<ServedBy>,
+}
+
+/// Production, because that is where a forgotten line does harm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    #[default]
+    Production,
+    Development,
 }
 
 /// What is written to standard error.

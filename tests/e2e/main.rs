@@ -25,6 +25,7 @@ mod passthrough;
 mod poisoned;
 mod sdk;
 mod slow_clients;
+mod sources;
 mod streaming;
 mod support;
 mod telemetry;

@@ -118,6 +118,9 @@ impl Check<'_, '_> {
     }
 
     fn upstream_tls(&mut self, written: &file::UpstreamTls, path: KeyPath<'_>) -> UpstreamTls {
+        if !written.verify {
+            self.unverified(path.key("verify"));
+        }
         if let Some(name) = written.server_name.as_deref().filter(|name| !is_host(name)) {
             self.report.mistake(
                 path.key("server_name"),
@@ -146,6 +149,19 @@ impl Check<'_, '_> {
             client,
             pins: self.pins(&written.pins, path.key("pins")),
             unverified: !written.verify,
+        }
+    }
+
+    /// Whoever is in between reads prompts and takes keys.
+    fn unverified(&mut self, path: KeyPath<'_>) {
+        let found = "an upstream whose certificate is not verified";
+        if self.profile == file::Profile::Development {
+            let advice = "anyone on the way can read keys and prompts";
+            self.report.warning(path, found, advice);
+        } else {
+            let allowed =
+                "only under `profile: development`; name its authority in `ca`, or pin its key";
+            self.report.mistake(path, found, allowed);
         }
     }
 

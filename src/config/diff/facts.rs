@@ -64,6 +64,7 @@ impl Restart {
 /// Everything in `settings`, by name.
 pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
     let Settings {
+        profile,
         server,
         logging,
         retry,
@@ -76,6 +77,8 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
     } = settings;
     let mut things = Things(BTreeMap::new());
     things.server(server);
+    let facts = vec![("profile", text(format!("{profile:?}").to_lowercase()))];
+    things.add("configuration", None, Restart::Never, facts);
     let Logging {
         level,
         format,
@@ -141,6 +144,7 @@ impl<'a> Things<'a> {
             shutdown_grace,
             shutdown_pause,
             upstream_idle_connections,
+            watch_configuration,
             watch_files,
             limits,
         } = server;
@@ -150,6 +154,10 @@ impl<'a> Things<'a> {
             ("shutdown_grace", text(format_duration(*shutdown_grace))),
             ("shutdown_pause", text(format_duration(*shutdown_pause))),
             ("upstream_idle_connections", text(upstream_idle_connections)),
+            (
+                "watch_configuration",
+                text(format_duration(*watch_configuration)),
+            ),
             ("watch_files", text(format_duration(*watch_files))),
         ];
         self.add("server", None, Restart::EachKey("server"), facts);

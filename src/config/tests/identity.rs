@@ -161,12 +161,30 @@ fn what_is_doubtful_about_who_may_call_is_refused() {
             ),
             "one without the other",
         ),
+        (
+            with(
+                "  - id: deepseek\n",
+                "  - id: deepseek\n    tls: { verify: false }\n",
+            ),
+            "only under `profile: development`",
+        ),
     ];
     for (text, expected) in cases {
         let told = mistakes(&text).join("\n");
         assert!(told.contains(expected), "{expected}:\n{told}\n{text}");
         assert!(!told.contains("long-0123"), "{told}");
     }
+}
+
+#[test]
+fn an_upstream_goes_unverified_in_development_alone() {
+    let text = with(
+        "  - id: deepseek\n",
+        "  - id: deepseek\n    tls: { verify: false }\n",
+    );
+    let loaded = load_text(&format!("profile: development\n{text}")).unwrap();
+    assert!(loaded.settings.upstreams[0].tls.unverified);
+    assert!(lines(&loaded.warnings)[0].contains("not verified"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ models: {{ m: {{ variants: [{{ upstream: u, model: m }}] }} }}
 "#
     );
     std::fs::write(&file, text).unwrap();
-    let loaded = crate::config::load(&file).unwrap();
+    let loaded = crate::config::load(&[crate::config::Layer::Path(file)]).unwrap();
     loaded.settings.upstreams[0].clone()
 }
 
