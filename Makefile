@@ -50,9 +50,15 @@ advisories: ## check the dependencies against the RustSec database (fetches it: 
 	target/tools/bin/cargo-deny --locked check advisories
 
 # reference.yaml names certificates that nobody has; a unit test loads it instead.
-conf: ## check that the example configuration is valid as it stands
+conf: export DEEPSEEK_API_KEY = sk-example
+conf: export DEEPSEEK_SECOND_API_KEY = sk-example-2
+conf: export TIDEGATE_ADMIN_TOKEN = example
+conf: ## check that the example configurations are valid as they stand
 	@.ci/install build
-	DEEPSEEK_API_KEY=sk-example cargo run --locked --quiet -- check -c conf/tidegate.yaml
+	cargo run --locked --quiet -- check -c conf/tidegate.yaml
+	cargo run --locked --quiet -- check -c conf/base.yaml
+	cargo run --locked --quiet -- check -c conf/base.yaml -c conf/production.yaml
+	cargo run --locked --quiet -- check -c conf/base.yaml -c conf/production.yaml --explain server.limits
 
 unit: ## check the systemd unit: syntax, and an exposure score of 1.6 or lower
 	@.ci/install unit

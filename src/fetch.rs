@@ -34,7 +34,7 @@ const MAX_CAUSE: usize = 200;
 pub struct Location(Url);
 
 /// Why there is no document.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// The location cannot be used at all; waiting changes nothing.
     #[error("{0}")]
@@ -103,6 +103,11 @@ impl Location {
         }
         url.set_fragment(None);
         Ok(Self(url))
+    }
+
+    /// Is it at the same origin as `other`: scheme, host and port?
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.0.origin() == other.0.origin()
     }
 
     /// The whole URL, query included. Not to be printed.

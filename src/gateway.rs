@@ -53,8 +53,7 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     pub in_flight: Arc<Requests>,
     pub bodies: Arc<BodyBudget>,
-    /// `None` if failed attempts are not limited.
-    pub guessing: Option<Guessing>,
+    pub guessing: Guessing,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

@@ -11,7 +11,8 @@
 //! - [`upstream`] knows accounts and endpoints, their load and their health;
 //! - [`relay`] watches the answer pass;
 //! - [`telemetry`] and [`admin`] show what goes on;
-//! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests;
+//! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests; [`fetch`]
+//!   brings what is kept elsewhere;
 //! - [`emulator`] stands in for the DeepSeek API; [`cli`] is the command line.
 
 #![cfg_attr(

@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("relay", &["json"]),
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
-    ("upstream", &["config"]),
+    ("upstream", &["config", "relay"]),
     ("routing", &["config", "identity", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
     ("downstream", &["identity", "request"]),

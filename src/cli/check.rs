@@ -1,19 +1,42 @@
 //! `tidegate check`: everything that `run` would find wrong, without running.
 
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::Args;
+
+use super::sources::Configuration;
 use super::{Exit, complain, complain_of, print};
-use crate::config::{self, Loaded, Settings, diff};
+use crate::config::explain::ExplainError;
+use crate::config::{self, Layer, Loaded, Settings, diff};
 use crate::identity::standing::Standing;
 use crate::server::tls::Fresh;
 use crate::snapshot::Snapshot;
 use crate::upstream::pool::Registry;
 
-pub(super) fn check(path: &Path, diff: bool) -> Exit {
-    let loaded = match config::load(path) {
+#[derive(Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    configuration: Configuration,
+    /// Show what a reload would change in the running gateway
+    #[arg(long)]
+    diff: bool,
+    /// Show where each effective value comes from, at KEY and below it, such as server.limits or
+    /// tenants[search].models; "all" shows everything. May be given several times
+    #[arg(long, value_name = "KEY", conflicts_with = "diff")]
+    explain: Vec<String>,
+}
+
+pub(super) fn check(options: Options) -> Exit {
+    let layers = match options.configuration.read() {
+        Ok(layers) => layers,
+        Err(exit) => return exit,
+    };
+    if !options.explain.is_empty() {
+        return explain(&layers, &options.explain);
+    }
+    let loaded = match config::load(&layers) {
         Ok(loaded) => loaded,
         Err(mistakes) => return complain_of(&mistakes),
     };
@@ -31,10 +54,22 @@ pub(super) fn check(path: &Path, diff: bool) -> Exit {
         problems.iter().for_each(|problem| complain(problem));
         return Exit::Misconfigured;
     }
-    if diff {
+    if options.diff {
         return show_difference(&settings);
     }
     print(&summary(&settings, files.len(), &digest))
+}
+
+/// Tells where values come from; the rules behind the structure are left alone, and so are secrets.
+fn explain(layers: &[Layer], keys: &[String]) -> Exit {
+    match config::explain::explain(layers, keys) {
+        Ok(text) => print(&text),
+        Err(ExplainError::Mistakes(mistakes)) => complain_of(&mistakes),
+        Err(ExplainError::Unknown(why)) => {
+            complain(&why);
+            Exit::Misconfigured
+        }
+    }
 }
 
 /// Opens what the configuration names: certificates, keys and CAs are read as `run` would.

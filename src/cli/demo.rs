@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -13,6 +14,8 @@ use tokio::runtime::Runtime;
 use super::key::{hash_text, new_key};
 use super::{Exit, bold, complain, print, run};
 use crate::emulator::{self, DEFAULT_KEY, EmulatorConfig};
+use crate::server::assemble::Start;
+use crate::server::sources::Sources;
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -36,7 +39,10 @@ pub(super) fn demo(options: &Options) -> Exit {
     match prepare(options) {
         Ok((config, words)) => {
             print(&words);
-            run::run(&config)
+            run::serve(Start {
+                sources: Sources::file(config),
+                poll: Duration::ZERO,
+            })
         }
         Err(cause) => {
             complain(&format!("cannot prepare the demo: {cause}"));

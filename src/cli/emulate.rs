@@ -36,6 +36,9 @@ pub(super) struct Options {
     /// Take any model name and any key, as a self-hosted engine does
     #[arg(long)]
     pub self_hosted: bool,
+    /// Answer in {"code", "data", "msg"} and errors under 200, as a company's own gateway may
+    #[arg(long)]
+    pub enveloped: bool,
     /// Keep no journal of requests; for load
     #[arg(long)]
     pub no_journal: bool,
@@ -65,6 +68,7 @@ impl Options {
             tokens: self.tokens,
             embeddings: self.embeddings,
             self_hosted: self.self_hosted,
+            enveloped: self.enveloped,
             journal: if self.no_journal { 0 } else { defaults.journal },
             ..defaults
         }

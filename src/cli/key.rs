@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::sources::Configuration;
 use super::{Exit, bold, complain, complain_of, print};
 use crate::config;
 use crate::config::secret::Secret;
@@ -40,9 +41,8 @@ pub(super) enum Verb {
     },
     /// Make the successor of a key: shows it once, with the lines for both while they overlap
     Rotate {
-        /// The configuration that has the key: a YAML file, or a folder of them
-        #[arg(short, long, value_name = "PATH")]
-        config: PathBuf,
+        #[command(flatten)]
+        configuration: Configuration,
         /// The id of the key that is to be replaced
         #[arg(long, value_name = "ID")]
         key: String,
@@ -87,13 +87,14 @@ pub(super) fn key(verb: Verb) -> Exit {
         Verb::New { tenant, id, pepper } => new(&tenant, id, &pepper),
         Verb::Hash { pepper } => hash(&pepper),
         Verb::Rotate {
-            config,
+            configuration,
             key,
             id,
             overlap,
-        } => match config::load(&config) {
-            Ok(loaded) => rotate(&loaded.settings, &key, id, overlap),
-            Err(mistakes) => return complain_of(&mistakes),
+        } => match configuration.read().map(|layers| config::load(&layers)) {
+            Ok(Ok(loaded)) => rotate(&loaded.settings, &key, id, overlap),
+            Ok(Err(mistakes)) => return complain_of(&mistakes),
+            Err(exit) => return exit,
         },
     };
     match shown {

@@ -5,9 +5,9 @@ mod demo;
 mod emulate;
 mod key;
 mod run;
+mod sources;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ColorChoice, Parser, Subcommand};
@@ -63,20 +63,9 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Verb {
     /// Serve, until told to stop
-    Run {
-        /// The configuration: a YAML file, or a folder of them
-        #[arg(short, long, value_name = "PATH")]
-        config: PathBuf,
-    },
+    Run(run::Options),
     /// Check a configuration: all mistakes at once, or a summary
-    Check {
-        /// The configuration: a YAML file, or a folder of them
-        #[arg(short, long, value_name = "PATH")]
-        config: PathBuf,
-        /// Show what a reload would change in the running gateway
-        #[arg(long)]
-        diff: bool,
-    },
+    Check(check::Options),
     /// Try the gateway, with an emulated DeepSeek behind it and a key to use
     Demo(demo::Options),
     /// Run the emulated DeepSeek API alone
@@ -106,8 +95,8 @@ pub fn main() -> ExitCode {
         }
     };
     let exit = match arguments.verb {
-        Verb::Run { config } => run::run(&config),
-        Verb::Check { config, diff } => check::check(&config, diff),
+        Verb::Run(options) => run::run(options),
+        Verb::Check(options) => check::check(options),
         Verb::Demo(options) => demo::demo(&options),
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),

@@ -2,6 +2,7 @@
 //! A mistake is reported and stepped over with a stand-in, so that one run finds all of them;
 //! settings come out only if there were none.
 
+mod envelope;
 mod identity;
 mod listeners;
 mod models;
@@ -20,12 +21,15 @@ use super::file::{self, File, Surface};
 use super::mistake::{KeyPath, Report, quoted};
 use super::nearest::hint;
 use super::secret::{REFERENCE_FORM, Secret, SecretError, SecretText, Sources};
-use super::settings::{LogFormat, Logging, Retry, Settings, UpstreamId};
+use super::settings::{LogFormat, Logging, Profile, Retry, Settings, UpstreamId};
 use super::text::{DurationText, SizeText, format_duration, format_size};
 
 /// The longest duration that may be configured. Whoever means "never" shall not find out by a
 /// process that waits for a week.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+/// What a file without a folder must do.
+const NO_FOLDER: &str = "write an absolute path";
 
 /// Builds the settings, or reports why there are none. `report` also takes warnings.
 pub fn check<'a>(
@@ -42,8 +46,13 @@ pub fn check<'a>(
         sources,
         report,
         upstreams,
+        profile: file.profile,
     };
     let settings = Settings {
+        profile: match file.profile {
+            file::Profile::Production => Profile::Production,
+            file::Profile::Development => Profile::Development,
+        },
         server: Arc::new(check.server(file)),
         logging: logging(&file.logging),
         retry: Retry {
@@ -64,6 +73,8 @@ struct Check<'a, 'r> {
     report: &'a mut Report<'r>,
     /// By id, so that a long list of references is not a walk through a long list of upstreams each.
     upstreams: HashMap<&'a str, &'a file::Upstream>,
+    /// What is forgiven.
+    profile: file::Profile,
 }
 
 impl<'a> Check<'a, '_> {
@@ -125,7 +136,8 @@ impl<'a> Check<'a, '_> {
     }
 
     fn secret(&mut self, text: &SecretText, path: KeyPath<'_>) -> Option<Secret> {
-        match self.sources.resolve(text) {
+        let file = self.report.file_of(&path);
+        match self.sources.resolve(text, file) {
             Ok(resolved) => {
                 if let Some(file) = resolved.world_readable {
                     let found = format!("every user of this machine may read {}", file.display());
@@ -136,6 +148,7 @@ impl<'a> Check<'a, '_> {
             Err(why) => {
                 let allowed = match why {
                     SecretError::NotAReference => format!("expected {REFERENCE_FORM}"),
+                    SecretError::Relative(_) => NO_FOLDER.to_owned(),
                     _ => "the secret must be there when the configuration is read".to_owned(),
                 };
                 self.report.mistake(path, why.to_string(), allowed);
@@ -186,7 +199,13 @@ impl<'a> Check<'a, '_> {
             self.report
                 .mistake(path, "an empty path", "expected the path of a file");
         }
-        self.sources.base.join(written)
+        let file = self.report.file_of(&path);
+        let absolute = self.sources.absolute(written, file);
+        absolute.unwrap_or_else(|| {
+            let found = "a relative path, in a file that came over the network";
+            self.report.mistake(path, found, NO_FOLDER);
+            written.to_owned()
+        })
     }
 
     fn id(&mut self, id: &str, path: KeyPath<'_>) {

@@ -6,6 +6,7 @@
 //! Every default is a constant here, with its unit and its reason. A key that must be given is
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
+mod envelope;
 mod identity;
 mod server;
 mod upstream;
@@ -18,13 +19,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::networks::NetworkText;
+pub use envelope::{Code, Envelope};
 pub use identity::{
     ApiKey, ClientCertificate, Credential, CredentialKind, Identity, SignedRequest, SignedRequests,
     TokenAlgorithm, TokenIssuer, TokenKeys, TokenTenant,
 };
 pub use server::{
-    Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, Server,
-    TlsFiles, TlsVersion,
+    Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, STATE_DIR,
+    Server, TlsFiles, TlsVersion,
 };
 pub use upstream::{
     Account, Auth, Dialect, Encoding, Endpoint, Health, Probe, Protocol, Signing, Surface,
@@ -41,6 +43,8 @@ pub const RETRY_ATTEMPTS: u32 = 2;
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "tidegate configuration", transform = Required("server, upstreams, models"))]
 pub struct File {
+    /// What this gateway is for. `production` refuses what is only bearable while developing.
+    pub profile: Profile,
     /// The process itself: sockets, threads, limits. Changes need a restart.
     pub server: Server,
     pub logging: Logging,
@@ -61,6 +65,15 @@ pub struct File {
     /// Who serves `/user/balance`. Without it, the first upstream of dialect `deepseek` that has
     /// the surface `balance`, if there is one.
     pub balance: Option<ServedBy>,
+}
+
+/// Production, because that is where a forgotten line does harm.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    #[default]
+    Production,
+    Development,
 }
 
 /// What is written to standard error.

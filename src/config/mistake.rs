@@ -159,6 +159,11 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// The number of the file in which the value at `path` stands.
+    pub fn file_of(&self, path: &KeyPath<'_>) -> usize {
+        self.root.locate(path).file
+    }
+
     /// Is there any mistake?
     pub fn has_mistakes(&self) -> bool {
         !self.mistakes.is_empty()

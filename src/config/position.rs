@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::mistake::KeyPath;
 
-pub use build::parse;
+pub use build::{MAX_VALUES, parse};
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,12 +132,43 @@ impl Node {
         }
     }
 
-    fn count(&self) -> usize {
-        1 + match &self.content {
-            Content::List(items) => items.iter().map(Node::count).sum(),
-            Content::Map(entries) => entries.iter().map(|entry| entry.value.count()).sum(),
-            _ => 0,
+    /// How large it is, itself included.
+    pub fn size(&self) -> Size {
+        let (own, inner) = match &self.content {
+            Content::Text(text) => (text.len(), Size::default()),
+            Content::List(items) => (0, items.iter().map(Node::size).collect()),
+            Content::Map(entries) => {
+                let keys = entries.iter().map(|entry| entry.key.len()).sum();
+                let values = entries.iter().map(|entry| entry.value.size());
+                (keys, values.collect())
+            }
+            _ => (0, Size::default()),
+        };
+        Size {
+            values: inner.values.saturating_add(1),
+            bytes: inner.bytes.saturating_add(own),
+            depth: inner.depth.saturating_add(1),
         }
+    }
+}
+
+/// What a tree takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    pub values: usize,
+    /// Of texts and keys.
+    pub bytes: usize,
+    /// Lists and maps within each other, and the value in the innermost.
+    pub depth: usize,
+}
+
+impl FromIterator<Size> for Size {
+    fn from_iter<T: IntoIterator<Item = Size>>(sizes: T) -> Self {
+        sizes.into_iter().fold(Self::default(), |sum, size| Self {
+            values: sum.values.saturating_add(size.values),
+            bytes: sum.bytes.saturating_add(size.bytes),
+            depth: sum.depth.max(size.depth),
+        })
     }
 }
 

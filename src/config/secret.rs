@@ -15,6 +15,8 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::position::{Content, Node};
+
 /// Bytes of a file that holds one secret. A key has hundreds; more means the wrong file was named.
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 
@@ -60,6 +62,13 @@ impl Eq for Secret {}
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
+
+impl SecretText {
+    /// Text that stands where a secret is wanted, outside the file.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+}
 
 impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,6 +130,8 @@ pub enum SecretError {
         "{0}: CREDENTIALS_DIRECTORY is not set; it is systemd that sets it, from LoadCredential="
     )]
     NoCredentials(Reference),
+    #[error("{0}: a relative path, in a file that came over the network")]
+    Relative(Reference),
     #[error("{0}: cannot be read: {1}")]
     Unreadable(Reference, String),
     #[error("{0}: not a regular file")]
@@ -155,8 +166,9 @@ pub fn process_environment(name: &str) -> Option<OsString> {
 /// Where references are looked up.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
-    /// Relative `${file:…}` paths start here: the folder of the configuration file.
-    pub base: &'a Path,
+    /// By file of the configuration: where relative paths in it start, which is its folder. None if
+    /// it has none, since it came from elsewhere.
+    pub bases: &'a [Option<PathBuf>],
     pub environment: Environment<'a>,
 }
 
@@ -169,8 +181,36 @@ pub fn looks_like_reference(text: &str) -> bool {
 }
 
 impl Sources<'_> {
-    /// Finds the secret that `text` refers to.
-    pub fn resolve(&self, text: &SecretText) -> Result<Resolved, SecretError> {
+    /// What `path` means in the file with this number; nothing if it is relative to no folder.
+    pub fn absolute(&self, path: &Path, file: usize) -> Option<PathBuf> {
+        match self.bases.get(file) {
+            Some(Some(base)) => Some(base.join(path)),
+            _ => path.is_absolute().then(|| path.to_owned()),
+        }
+    }
+
+    /// The files that `${file:…}` references in `tree` name. Elsewhere than in the place of a secret
+    /// a reference is a mistake.
+    pub fn files_in(&self, tree: &Node) -> Vec<PathBuf> {
+        match &tree.content {
+            Content::Text(text) => match parse(text) {
+                Some(Reference::File(path)) => {
+                    let file = self.absolute(&path, tree.place.file);
+                    file.into_iter().collect()
+                }
+                _ => Vec::new(),
+            },
+            Content::List(items) => items.iter().flat_map(|i| self.files_in(i)).collect(),
+            Content::Map(entries) => {
+                let values = entries.iter().map(|entry| &entry.value);
+                values.flat_map(|value| self.files_in(value)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Finds the secret that `text` refers to, in the file with this number.
+    pub fn resolve(&self, text: &SecretText, file: usize) -> Result<Resolved, SecretError> {
         let reference = parse(&text.0).ok_or(SecretError::NotAReference)?;
         let (value, world_readable) = match &reference {
             Reference::Env(name) => {
@@ -181,7 +221,12 @@ impl Sources<'_> {
                     .map_err(|_| SecretError::Unprintable(reference.clone()))?;
                 (Zeroizing::new(value), None)
             }
-            Reference::File(path) => read(&self.base.join(path), &reference)?,
+            Reference::File(path) => {
+                let path = self
+                    .absolute(path, file)
+                    .ok_or_else(|| SecretError::Relative(reference.clone()))?;
+                read(&path, &reference)?
+            }
             Reference::Credential(name) => {
                 let folder = (self.environment)("CREDENTIALS_DIRECTORY")
                     .ok_or_else(|| SecretError::NoCredentials(reference.clone()))?;
@@ -194,6 +239,11 @@ impl Sources<'_> {
             world_readable,
         })
     }
+}
+
+/// Is `text` a reference that can be followed?
+pub fn is_reference(text: &str) -> bool {
+    parse(text).is_some()
 }
 
 /// Reads a reference, or nothing if `text` is not one.
@@ -268,6 +318,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn resolve(base: &Path, text: &str) -> Result<Resolved, SecretError> {
+        resolve_in(0, base, text)
+    }
+
+    fn resolve_in(file: usize, base: &Path, text: &str) -> Result<Resolved, SecretError> {
         let credentials = base.join("credentials");
         let environment = move |name: &str| match name {
             "KEY" => Some(OsString::from("sk-1")),
@@ -278,10 +332,10 @@ mod tests {
             _ => None,
         };
         Sources {
-            base,
+            bases: &[Some(base.to_owned()), None],
             environment: &environment,
         }
-        .resolve(&SecretText(text.to_owned()))
+        .resolve(&SecretText(text.to_owned()), file)
     }
 
     #[test]
@@ -294,6 +348,18 @@ mod tests {
         assert_eq!(found("${env:KEY}").expose(), "sk-1");
         assert_eq!(found("${file:key}").expose(), "sk-2");
         assert_eq!(found("${credential:key}").expose(), "sk-3");
+    }
+
+    #[test]
+    fn a_file_without_a_folder_may_name_absolute_paths_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key");
+        std::fs::write(&key, "sk-2").unwrap();
+        let error = resolve_in(1, folder.path(), "${file:key}").unwrap_err();
+        assert!(matches!(error, SecretError::Relative(_)));
+        let absolute = format!("${{file:{}}}", key.display());
+        let found = resolve_in(1, folder.path(), &absolute).unwrap().secret;
+        assert_eq!(found.expose(), "sk-2");
     }
 
     #[test]

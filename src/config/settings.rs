@@ -24,6 +24,7 @@ pub use identity::{
 /// Everything the gateway was told.
 #[derive(Debug)]
 pub struct Settings {
+    pub profile: Profile,
     pub server: Arc<Server>,
     pub logging: Logging,
     pub retry: Retry,
@@ -37,6 +38,14 @@ pub struct Settings {
     pub files: Option<UpstreamId>,
     /// The upstream that serves `/user/balance`, if any does.
     pub balance: Option<UpstreamId>,
+}
+
+/// What the gateway is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Production,
+    /// Some of what `Production` refuses is allowed.
+    Development,
 }
 
 /// A tenant's stable name: the label in metrics, logs and the ledger.
@@ -65,6 +74,8 @@ pub struct Server {
     pub shutdown_pause: Duration,
     /// Idle upstream connections kept per worker thread.
     pub upstream_idle_connections: usize,
+    /// How often the configuration's files are looked at; zero for never.
+    pub watch_configuration: Duration,
     /// How often the listeners' TLS files are looked at; zero for on reload only.
     pub watch_files: Duration,
     pub limits: Limits,
@@ -212,6 +223,8 @@ pub struct Upstream {
     /// What this upstream can do, by surface name: `chat`, `completions`, `embeddings`, `messages`,
     /// `responses`, `files`, `balance`.
     pub surfaces: Vec<String>,
+    /// How its envelopes are read; there for [`Dialect::Enveloped`] alone.
+    pub envelope: Option<Envelope>,
     pub endpoints: Vec<Endpoint>,
     pub accounts: Vec<Account>,
 }
@@ -220,6 +233,17 @@ pub struct Upstream {
 pub enum Dialect {
     DeepSeek,
     OpenAi,
+    /// OpenAI's, with each answer and event in `{"code", "data", "msg"}`.
+    Enveloped,
+}
+
+/// How the codes of envelopes are understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// Codes of success as text, at least one.
+    pub success: Vec<String>,
+    /// Statuses, 400 to 599, by code.
+    pub statuses: BTreeMap<String, u16>,
 }
 
 /// How an upstream is shown that a request is an account's.

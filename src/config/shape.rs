@@ -12,6 +12,7 @@ use super::mistake::{KeyPath, Report, quoted};
 use super::nearest::hint;
 use super::networks::{NETWORK_FORM, parse_network};
 use super::position::{Content, Entry, Node};
+use super::schema::choices;
 use super::secret::{HASH_FORM, REFERENCE_FORM, looks_like_reference};
 use super::text::{
     DURATION_FORM, SIZE_FORM, TIMESTAMP_FORM, parse_duration, parse_size, parse_timestamp,
@@ -21,9 +22,6 @@ use super::text::{
 pub fn walk(schema: &Value, root: &Node, report: &mut Report<'_>) {
     Walk { schema, report }.value(schema, root, KeyPath::Root);
 }
-
-/// Deepest chain of `$ref` and `anyOf`; ours is 3.
-const MAX_REFERENCES: usize = 16;
 
 struct Walk<'s, 'r, 'f> {
     schema: &'s Value,
@@ -35,8 +33,7 @@ impl<'s> Walk<'s, '_, '_> {
         if self.report.is_full() {
             return;
         }
-        let mut choices = Vec::new();
-        self.choices(schema, MAX_REFERENCES, &mut choices);
+        let choices = choices(self.schema, schema);
         let Some(schema) = choices
             .iter()
             .copied()
@@ -51,27 +48,6 @@ impl<'s> Walk<'s, '_, '_> {
             Content::Text(text) => self.text(schema, node, text, path),
             Content::Number(_) => self.number(schema, node, path),
             Content::Null | Content::Bool(_) => {}
-        }
-    }
-
-    /// What `schema` comes down to when `$ref` and `anyOf` are followed.
-    fn choices(&self, schema: &'s Value, depth: usize, found: &mut Vec<&'s Value>) {
-        let Some(depth) = depth.checked_sub(1) else {
-            return;
-        };
-        if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
-            let target = reference
-                .strip_prefix('#')
-                .and_then(|pointer| self.schema.pointer(pointer));
-            if let Some(target) = target {
-                self.choices(target, depth, found);
-            }
-        } else if let Some(any) = schema.get("anyOf").and_then(Value::as_array) {
-            for choice in any {
-                self.choices(choice, depth, found);
-            }
-        } else {
-            found.push(schema);
         }
     }
 

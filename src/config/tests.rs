@@ -1,10 +1,13 @@
 //! The pipeline as a whole: what is accepted, and what a person is told otherwise.
 mod hostile;
+mod identity;
 mod shipped;
 
 use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
 
-use super::settings::Dialect;
+use super::settings::{Dialect, Profile};
 use super::*;
 
 /// The least that is accepted without a warning.
@@ -26,7 +29,8 @@ models:
 fn environment(name: &str) -> Option<OsString> {
     let value = match name {
         "KEY" | "DEEPSEEK_API_KEY" => "sk-one",
-        "OTHER" | "TIDEGATE_ADMIN_TOKEN" => "sk-two",
+        "OTHER" | "TIDEGATE_ADMIN_TOKEN" | "DEEPSEEK_SECOND_API_KEY" => "sk-two",
+        "LONG_ONE" => "long-0123456789abcdef0123456789abcdef",
         "TIDEGATE_PEPPER" => "pepper-0123456789abcdef0123456789abcdef",
         "BATCH_TOKEN_SECRET" => "batch-0123456789abcdef0123456789abcdef",
         "EXAMPLE_SIGNING_SECRET" => "example-0123456789abcdef0123456789abcdef",
@@ -40,7 +44,11 @@ fn load_text(text: &str) -> Result<Loaded, Vec<Mistake>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tidegate.yaml");
     std::fs::write(&file, text).unwrap();
-    load_with(&file, &environment)
+    load_path(&file)
+}
+
+fn load_path(path: &Path) -> Result<Loaded, Vec<Mistake>> {
+    load_with(&[Layer::Path(path.to_owned())], &environment)
 }
 
 /// The settings in `text`, which must be right.
@@ -79,6 +87,8 @@ fn the_least_configuration_gets_all_defaults_and_no_warning() {
     let settings = loaded.settings;
     assert_eq!(settings.server.limits.max_request_body, 32 << 20);
     assert_eq!(settings.retry.attempts, 2);
+    assert_eq!(settings.profile, Profile::Production);
+    assert_eq!(settings.server.watch_configuration, Duration::ZERO);
     let upstream = &settings.upstreams[0];
     assert_eq!(upstream.dialect, Dialect::DeepSeek);
     assert_eq!(
@@ -170,7 +180,7 @@ upstreams: [{ id: u, endpoints: [{ url: x, weight: 0 }], tls: { min_version: 1.2
     let expected = [
         "tidegate.yaml:2: server.listeners: missing; this key is required",
         "tidegate.yaml:1: models: missing; this key is required",
-        "tidegate.yaml:2: server.listners: unknown key; allowed here: threads, state_dir, listeners, admin, shutdown_grace, shutdown_pause, upstream_idle_connections, watch_files, limits; did you mean \"listeners\"?",
+        "tidegate.yaml:2: server.listners: unknown key; allowed here: threads, state_dir, listeners, admin, shutdown_grace, shutdown_pause, upstream_idle_connections, watch_configuration, watch_files, limits; did you mean \"listeners\"?",
         "tidegate.yaml:3: server.threads: 500; expected a whole number from 1 to 256",
         "tidegate.yaml:4: server.limits.head_timeout: the number 30; expected a duration such as 250ms, 30s, 10m or 1h30m",
         "tidegate.yaml:4: server.limits.max_head: \"64Kib\" is not of that form; expected a size such as 512B, 64KiB, 8MiB or 1GiB",
@@ -258,6 +268,7 @@ fn each_rule_of_the_server_is_kept() {
             "references are followed only",
         ),
         ("  shutdown_grace: 30h\n", "0s to 24h"),
+        ("  watch_configuration: 1ms\n", "100ms to 24h"),
     ] {
         if about.is_empty() {
             assert_eq!(
@@ -384,6 +395,43 @@ fn each_rule_of_upstreams_is_kept() {
 }
 
 #[test]
+fn codes_of_an_envelope_are_numbers_or_words() {
+    let text = MINIMAL
+        .replace("- id: deepseek\n", "- id: deepseek\n    dialect: enveloped\n    envelope: { success: [0, ok], statuses: { 10012: 429, '-1': 503 } }\n");
+    let upstream = settings_of(&text).upstreams[0].clone();
+    assert_eq!(upstream.health.as_ref().unwrap().path, "/health");
+    assert!(
+        upstream
+            .surfaces
+            .iter()
+            .any(|surface| surface == "embeddings")
+    );
+    let envelope = upstream.envelope.as_ref().unwrap();
+    assert_eq!(envelope.success, ["0", "ok"]);
+    assert_eq!(envelope.statuses["10012"], 429);
+    assert_eq!(envelope.statuses["-1"], 503);
+    let plain = settings_of(MINIMAL).upstreams[0].clone();
+    assert_eq!(plain.envelope, None);
+    let id = "- id: deepseek\n";
+    for (written, about) in [
+        ("success: []", "at least one"),
+        ("success: [0, '0']", "a second time"),
+        ("success: [0.5]", "a whole number, or text"),
+        ("success: ['']", "1 to 64"),
+        ("statuses: { '7': 200 }", "from 400 to 599"),
+        ("statuses: { '0': 429 }", "one or the other"),
+    ] {
+        let to = format!("{id}    dialect: enveloped\n    envelope: {{ {written} }}\n");
+        refused(id, &to, about);
+    }
+    refused(
+        id,
+        &format!("{id}    envelope: {{ success: [1] }}\n"),
+        "only dialect enveloped",
+    );
+}
+
+#[test]
 fn what_is_hardly_meant_is_a_warning() {
     let text = MINIMAL
         .replace("127.0.0.1:8080", "0.0.0.0:8080")
@@ -409,16 +457,13 @@ fn a_folder_of_files_is_one_configuration_with_lines_of_its_own() {
     let (server, rest) = MINIMAL.split_at(MINIMAL.find("tenants:").unwrap());
     std::fs::write(folder.path().join("server.yaml"), server).unwrap();
     std::fs::write(folder.path().join("tenants.yaml"), rest).unwrap();
-    assert_eq!(
-        load_with(folder.path(), &environment).unwrap().files.len(),
-        2
-    );
+    assert_eq!(load_path(folder.path()).unwrap().files.len(), 2);
     std::fs::write(
         folder.path().join("tenants.yaml"),
         rest.replace("[flash]", "[other]"),
     )
     .unwrap();
-    let told = lines(&load_with(folder.path(), &environment).unwrap_err());
+    let told = lines(&load_path(folder.path()).unwrap_err());
     assert!(
         told[0].starts_with("tenants.yaml:3: tenants[0].models[0]: no model"),
         "{told:?}"
@@ -435,4 +480,79 @@ fn a_flood_of_mistakes_is_cut_off() {
 #[test]
 fn an_empty_file_is_told_what_it_lacks() {
     assert_eq!(mistakes(""), ["tidegate.yaml:1: nothing; expected a map"]);
+}
+
+#[test]
+fn a_mistake_in_an_overlay_names_its_file_and_paths_start_at_the_file_that_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, over) = (
+        folder.path().join("base.yaml"),
+        folder.path().join("eu/over.yaml"),
+    );
+    std::fs::create_dir(folder.path().join("eu")).unwrap();
+    std::fs::write(folder.path().join("eu/key"), "sk-eu").unwrap();
+    std::fs::write(
+        &base,
+        MINIMAL.replace("server:\n", "server:\n  state_dir: state\n"),
+    )
+    .unwrap();
+    let load = |text: &str| {
+        std::fs::write(&over, text).unwrap();
+        load_with(
+            &[Layer::Path(base.clone()), Layer::Path(over.clone())],
+            &environment,
+        )
+    };
+    let accounts =
+        "upstreams:\n- id: deepseek\n  accounts:\n  - {id: main, api_key: '${file:key}'}\n";
+    let settings = load(accounts).unwrap().settings;
+    assert_eq!(settings.server.state_dir, folder.path().join("state"));
+    let key = settings.upstreams[0].accounts[0].api_key.as_ref();
+    assert_eq!(key.unwrap().expose(), "sk-eu");
+
+    let told =
+        lines(&load("tenants:\n- id: a\n  models: [flsh]\nretry: {attempts: 9}").unwrap_err());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("over.yaml:4: retry.attempts: 9"),
+        "{told:?}"
+    );
+    let told = lines(&load("tenants:\n- id: a\n  models: [flsh]\n").unwrap_err());
+    assert!(
+        told[0].starts_with("over.yaml:3: tenants[0].models[0]: no model"),
+        "{told:?}"
+    );
+    // A key that the overlay takes away is missing in the file that has the map.
+    let told = lines(&load("tenants: [{id: a, models: null}]").unwrap_err());
+    assert!(
+        told[0].starts_with("base.yaml:6: tenants[0].models: missing"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn a_fetched_text_may_name_absolute_paths_only() {
+    let load = |text: &str| {
+        let name = "https://config.corp/tidegate.yaml".to_owned();
+        let bytes = text.as_bytes().into();
+        load_with(&[Layer::Text { name, bytes }], &environment)
+    };
+    assert!(load(MINIMAL).is_ok());
+    let text = MINIMAL
+        .replace("server:\n", "server:\n  state_dir: state\n")
+        .replace("${env:KEY}", "${file:key}");
+    let told = load(&text).unwrap_err();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told.iter()
+            .all(|m| m.to_string().contains("write an absolute path")),
+        "{told:?}"
+    );
+    assert!(
+        told[0]
+            .to_string()
+            .starts_with("https://config.corp/tidegate.yaml:3:"),
+        "{}",
+        told[0]
+    );
 }

@@ -27,7 +27,8 @@ use super::route::{self, Route, Surface};
 use super::script::{self, Opening, Script};
 use super::world::World;
 use super::{
-    chat, chat_request, completions, control, embeddings, files, lookup, messages, responses,
+    chat, chat_request, completions, control, embeddings, envelope, files, lookup, messages,
+    responses,
 };
 
 /// Largest request; the real ceiling is not documented.
@@ -126,7 +127,10 @@ pub(super) async fn answer(
         Err(_) => return Err(Broken),
     };
     let anthropic = path.starts_with("/anthropic/");
-    let act = act.unwrap_or_else(|refusal| Act::refusal(&refusal, anthropic));
+    let mut act = act.unwrap_or_else(|refusal| Act::refusal(&refusal, anthropic));
+    if world.enveloped {
+        act = envelope::wrap(act);
+    }
     perform(act, ticket, &trace, &abrupt).await
 }
 

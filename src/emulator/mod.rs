@@ -15,6 +15,7 @@ mod completions;
 mod control;
 mod desk;
 mod embeddings;
+mod envelope;
 mod exchange;
 mod fault;
 mod files;
@@ -76,6 +77,9 @@ pub struct EmulatorConfig {
     /// Stands in for a self-hosted server: any model, any key or none, and none
     /// of DeepSeek's own rules.
     pub self_hosted: bool,
+    /// Stands in for a company-internal gateway: every answer and every event in
+    /// `{"code", "data", "msg"}`, and errors under status 200.
+    pub enveloped: bool,
     /// Wraps every connection; HTTP/2 is told from HTTP/1.1 by its preface.
     pub tls: Option<TlsHandshake>,
 }
@@ -93,6 +97,7 @@ impl Default for EmulatorConfig {
             journal: journal::MAX_ENTRIES,
             embeddings: false,
             self_hosted: false,
+            enveloped: false,
             tls: None,
         }
     }

@@ -21,6 +21,7 @@ pub(super) struct World {
     pub tokens: usize,
     pub embeddings: bool,
     pub self_hosted: bool,
+    pub enveloped: bool,
     pub journal: Journal,
     pub desk: Desk,
 }
@@ -45,6 +46,7 @@ impl World {
             tokens: config.tokens.min(MAX_TOKENS),
             embeddings: config.embeddings,
             self_hosted: config.self_hosted,
+            enveloped: config.enveloped,
             journal: Journal::new(config.journal),
             desk: Desk::default(),
         }

@@ -20,7 +20,6 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::NoChoice;
-use crate::upstream::probe;
 use crate::upstream::signing;
 
 /// What a client is asked to wait when every account is at its ceiling.
@@ -81,17 +80,12 @@ impl Gateway {
         digest: Option<&Digest>,
     ) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
-        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
+        let Some(slot) = attempt.and_then(Attempt::endpoint_slot) else {
             return Error::e_explain(ErrorType::InternalError, "an attempt without an endpoint");
         };
-        let Err(why) = slot.template.check_tls(digest) else {
-            return Ok(());
-        };
-        if why == Distrust::WrongPin {
-            let mismatches = &self.metrics.upstream_pin_mismatches;
-            probe::pin_mismatch(&attempt.lane.pool, slot, mismatches);
-        }
-        Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string()).map_err(Error::into_up)
+        slot.template
+            .check_tls(digest)
+            .map_err(Distrust::into_error)
     }
 
     /// The head that goes upstream.

@@ -52,8 +52,6 @@ pub struct Guessing {
     /// began. If another thread begins a new span in between, the difference underflows, which
     /// empties the counts, or panics where overflow is checked. Known callers never come here.
     failures: Mutex<Rate>,
-    /// Failures per span, at least 1.
-    limit: f64,
     known: Box<[AtomicU64]>,
     /// Seeded at random, so that nobody can compute whom he would displace.
     hasher: RandomState,
@@ -74,16 +72,21 @@ impl Network {
     }
 }
 
+impl Default for Guessing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Guessing {
-    /// Allows each network `limit_per_minute` failed attempts in a minute; 0 is taken as 1.
-    pub fn new(limit_per_minute: u32) -> Self {
-        Self::over(WINDOW, limit_per_minute)
+    /// Counts by the minute.
+    pub fn new() -> Self {
+        Self::over(WINDOW)
     }
 
-    fn over(window: Duration, limit: u32) -> Self {
+    fn over(window: Duration) -> Self {
         Self {
             failures: Mutex::new(Rate::new_with_estimator_config(window, ROWS, COLUMNS)),
-            limit: f64::from(limit.max(1)),
             known: std::iter::repeat_with(AtomicU64::default)
                 .take(SLOTS)
                 .collect(),
@@ -97,9 +100,12 @@ impl Guessing {
         self.failures.lock().observe(&Network::of(address), 1);
     }
 
-    /// Has the address used up its attempts? Then for how long it has to wait, in whole seconds, 1 to
+    /// Has the address used up its `limit` of failed attempts a minute? 0 stands for no limit. Then for how long it has to wait, in whole seconds, 1 to
     /// 120. Ask [`Self::known`] first: it costs less, and a known caller is heard anyway.
-    pub fn is_throttled(&self, address: IpAddr) -> Option<Duration> {
+    pub fn is_throttled(&self, address: IpAddr, limit: u32) -> Option<Duration> {
+        if limit == 0 {
+            return None;
+        }
         let network = Network::of(address);
         self.failures.lock().rate_with(&network, |rate| {
             let count = Count {
@@ -107,7 +113,7 @@ impl Guessing {
                 current: rate.curr_samples as f64,
                 passed: rate.current_interval_fraction,
             };
-            wait(count, self.limit, rate.interval)
+            wait(count, f64::from(limit), rate.interval)
         })
     }
 
@@ -187,45 +193,56 @@ mod tests {
 
     #[test]
     fn an_address_is_throttled_when_its_attempts_are_used_up() {
-        let guessing = Guessing::new(3);
+        let guessing = Guessing::new();
         let (noisy, other) = (address("192.0.2.1"), address("192.0.2.2"));
         for _ in 0..3 {
-            assert_eq!(guessing.is_throttled(noisy), None);
+            assert_eq!(guessing.is_throttled(noisy, 3), None);
             guessing.failed(noisy);
         }
-        let wait = guessing.is_throttled(noisy).unwrap();
+        let wait = guessing.is_throttled(noisy, 3).unwrap();
         assert!((1..=61).contains(&wait.as_secs()), "{wait:?}");
-        assert_eq!(guessing.is_throttled(other), None);
+        assert_eq!(guessing.is_throttled(other, 3), None);
     }
 
     #[test]
     fn a_throttled_address_comes_free_by_itself() {
-        let guessing = Guessing::over(Duration::from_millis(40), 1);
+        let guessing = Guessing::over(Duration::from_millis(40));
         let noisy = address("192.0.2.1");
         guessing.failed(noisy);
         let began = Instant::now();
-        while guessing.is_throttled(noisy).is_some() {
+        while guessing.is_throttled(noisy, 1).is_some() {
             assert!(began.elapsed() < Duration::from_secs(10));
             std::thread::yield_now();
         }
     }
 
     #[test]
+    fn no_limit_throttles_nobody() {
+        let guessing = Guessing::new();
+        (0..100).for_each(|_| guessing.failed(address("192.0.2.1")));
+        assert_eq!(guessing.is_throttled(address("192.0.2.1"), 0), None);
+    }
+
+    #[test]
     fn ipv6_is_counted_by_the_64_and_mapped_ipv4_as_ipv4() {
-        let guessing = Guessing::new(2);
+        let guessing = Guessing::new();
         guessing.failed(address("2001:db8::1"));
         guessing.failed(address("2001:db8::ffff:0:0:2"));
-        assert!(guessing.is_throttled(address("2001:db8::3")).is_some());
-        assert!(guessing.is_throttled(address("2001:db8:0:1::1")).is_none());
+        assert!(guessing.is_throttled(address("2001:db8::3"), 2).is_some());
+        assert!(
+            guessing
+                .is_throttled(address("2001:db8:0:1::1"), 2)
+                .is_none()
+        );
         guessing.failed(address("192.0.2.1"));
         guessing.failed(address("::ffff:192.0.2.1"));
-        assert!(guessing.is_throttled(address("192.0.2.1")).is_some());
-        assert!(guessing.is_throttled(address("::1")).is_none());
+        assert!(guessing.is_throttled(address("192.0.2.1"), 2).is_some());
+        assert!(guessing.is_throttled(address("::1"), 2).is_none());
     }
 
     #[test]
     fn a_caller_is_known_by_its_address_and_its_credential() {
-        let guessing = Guessing::new(1);
+        let guessing = Guessing::new();
         let (here, there) = (address("192.0.2.1"), address("192.0.2.2"));
         assert!(!guessing.known(here, 7));
         guessing.succeeded(here, 7);
@@ -238,18 +255,18 @@ mod tests {
 
     #[test]
     fn a_neighbour_is_heard_while_a_noisy_program_is_not() {
-        let guessing = Guessing::new(5);
+        let guessing = Guessing::new();
         let shared = address("203.0.113.9");
         guessing.succeeded(shared, 1);
         (0..100).for_each(|_| guessing.failed(shared));
-        assert!(guessing.is_throttled(shared).is_some());
+        assert!(guessing.is_throttled(shared, 5).is_some());
         assert!(guessing.known(shared, 1));
         assert!(!guessing.known(shared, 2));
     }
 
     #[test]
     fn most_of_many_callers_are_remembered() {
-        let guessing = Guessing::new(1);
+        let guessing = Guessing::new();
         (0..10_000).for_each(|n| guessing.succeeded(numbered(n), 1));
         let remembered = (0..10_000)
             .filter(|n| guessing.known(numbered(*n), 1))
@@ -260,17 +277,17 @@ mod tests {
 
     #[test]
     fn seeds_differ_from_one_table_to_the_next() {
-        let marks = [0, 1].map(|_| Guessing::new(1).mark(numbered(1), 1));
+        let marks = [0, 1].map(|_| Guessing::new().mark(numbered(1), 1));
         assert_ne!(marks[0], marks[1]);
     }
 
     #[test]
     fn thousands_of_guessers_hardly_touch_the_others() {
-        let guessing = Guessing::new(10);
+        let guessing = Guessing::new();
         (0..2_000).for_each(|n| guessing.failed(numbered(n)));
         let touched = |guessing: &Guessing| {
             (1 << 24..(1 << 24) + 10_000)
-                .filter(|n| guessing.is_throttled(numbered(*n)).is_some())
+                .filter(|n| guessing.is_throttled(numbered(*n), 10).is_some())
                 .count()
         };
         assert_eq!(touched(&guessing), 0, "each failed once");
@@ -286,14 +303,14 @@ mod tests {
 
     #[test]
     fn threads_may_count_at_once() {
-        let guessing = Guessing::over(Duration::from_millis(1), 1_000_000);
+        let guessing = Guessing::over(Duration::from_millis(1));
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let guessing = &guessing;
                 scope.spawn(move || {
                     for n in 0..10 {
                         guessing.failed(numbered(n));
-                        guessing.is_throttled(numbered(thread));
+                        guessing.is_throttled(numbered(thread), 1_000_000);
                         guessing.succeeded(numbered(n), 1);
                     }
                 });

@@ -29,9 +29,7 @@ impl Gateway {
                 .with_label_values(&[reason.as_str()])
                 .inc();
             if reason.may_be_a_guess() {
-                self.guessing
-                    .as_ref()
-                    .inspect(|guessing| guessing.failed(address));
+                self.guessing.failed(address);
             }
             reason.refuse()
         })?;
@@ -48,9 +46,9 @@ impl Gateway {
             .as_ref()
             .map_or(&ClientProof::None, |connection| connection.proof());
         let fingerprint = self.fingerprint(session, proof);
-        if let Some(guessing) = &self.guessing
-            && !guessing.known(address, fingerprint)
-            && let Some(wait) = guessing.is_throttled(address)
+        let limit = ctx.snapshot.settings.identity.failed_attempts_per_minute;
+        if !self.guessing.known(address, fingerprint)
+            && let Some(wait) = self.guessing.is_throttled(address, limit)
         {
             return Err(Reason::Throttled(wait));
         }
@@ -71,9 +69,7 @@ impl Gateway {
             now: now(),
         };
         let identity = ctx.snapshot.directory.identify(&caller)?;
-        self.guessing
-            .as_ref()
-            .inspect(|guessing| guessing.succeeded(address, fingerprint));
+        self.guessing.succeeded(address, fingerprint);
         Ok(identity)
     }
 

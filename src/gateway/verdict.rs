@@ -14,6 +14,8 @@ use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
 use crate::upstream::account::pause_after;
+use crate::upstream::enveloped::Cut;
+use crate::upstream::peer::Distrust;
 use crate::upstream::probe;
 use crate::upstream::retry::{self, Choice, Failure};
 
@@ -107,7 +109,10 @@ impl Gateway {
     ) -> Box<Error> {
         // Connections that were pooled and died unnoticed; the flag must be decided in any case.
         let fresh = |attempt: &Attempt| !attempt.answered && attempt.began.elapsed() < STALE_WINDOW;
-        let stale = reused && is_stale(&error) && ctx.attempts.current.as_ref().is_some_and(fresh);
+        let cut = Cut::behind(&error).cloned();
+        let reused = reused || cut.as_ref().is_some_and(|cut| cut.reused);
+        let kind = cut.map_or_else(|| error.etype().clone(), |cut| cut.kind);
+        let stale = reused && is_stale(&kind) && ctx.attempts.current.as_ref().is_some_and(fresh);
         error.retry.decide_reuse(false);
         let begun = session
             .response_written()
@@ -128,7 +133,7 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
-        let (failure, refusal) = match error.etype() {
+        let (failure, refusal) = match kind {
             ErrorType::ReadTimedout | ErrorType::WriteTimedout => (
                 Failure::Timeout,
                 Refusal::new(
@@ -151,12 +156,11 @@ impl Gateway {
         };
         if begun {
             self.end_attempt(ctx, failure.as_str());
-            ctx.refusal
-                .get_or_insert(refusal.detail(error.etype().as_str()));
+            ctx.refusal.get_or_insert(refusal.detail(kind.as_str()));
             error.set_retry(false);
             return error;
         }
-        self.attempt_failed(ctx, failure, refusal.detail(error.etype().as_str()), error)
+        self.attempt_failed(ctx, failure, refusal.detail(kind.as_str()), error)
     }
 
     /// Ends the attempt and decides, into the error's flag, whether there will be another.
@@ -174,6 +178,9 @@ impl Gateway {
             failure.as_str(),
             error.etype().as_str()
         );
+        if Distrust::behind(&error) == Some(Distrust::WrongPin) {
+            self.tell_wrong_pin(ctx);
+        }
         let again = self.may_go_on(ctx, failure);
         if failure == Failure::StaleConnection && again {
             ctx.attempts.stale += 1;
@@ -205,6 +212,16 @@ impl Gateway {
         ctx.attempts.again = again;
         error.set_retry(again);
         error
+    }
+
+    /// Somebody else answers in the upstream's place, or its key was exchanged unannounced.
+    fn tell_wrong_pin(&self, ctx: &Context) {
+        let attempt = ctx.attempts.current.as_ref();
+        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
+            return;
+        };
+        let mismatches = &self.metrics.upstream_pin_mismatches;
+        probe::pin_mismatch(&attempt.lane.pool, slot, mismatches);
     }
 
     fn may_go_on(&self, ctx: &Context, failure: Failure) -> bool {
@@ -338,9 +355,9 @@ fn retry_after(head: &ResponseHeader) -> Option<Duration> {
 }
 
 /// The other side had closed a pooled connection: nothing of the request was taken.
-fn is_stale(error: &Error) -> bool {
+fn is_stale(kind: &ErrorType) -> bool {
     matches!(
-        error.etype(),
+        kind,
         ErrorType::ConnectionClosed
             | ErrorType::ReadError
             | ErrorType::WriteError

@@ -1,6 +1,7 @@
 //! What an upstream's answer says while it passes through.
 
 pub mod answer;
+pub mod envelope;
 pub mod event;
 mod pattern;
 mod reading;

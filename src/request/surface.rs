@@ -90,10 +90,10 @@ impl Surface {
             (Self::Chat { .. }, _) => "/chat/completions",
             // DeepSeek serves fill-in-the-middle under /beta only (guides/fim_completion).
             (Self::Completions { .. }, Dialect::DeepSeek) => "/beta/completions",
-            (Self::Completions { .. }, Dialect::OpenAi) => "/completions",
+            (Self::Completions { .. }, Dialect::OpenAi | Dialect::Enveloped) => "/completions",
             (Self::Embeddings, _) => "/embeddings",
             (Self::Messages, Dialect::DeepSeek) => "/anthropic/v1/messages",
-            (Self::Messages, Dialect::OpenAi) => "/messages",
+            (Self::Messages, Dialect::OpenAi | Dialect::Enveloped) => "/messages",
             (Self::Responses, _) => "/responses",
             (Self::Models { .. }, _) => "/models",
             (Self::Balance, _) => "/user/balance",

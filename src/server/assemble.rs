@@ -3,9 +3,8 @@
 use std::hash::RandomState;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use log::{info, warn};
@@ -23,8 +22,11 @@ use super::key_sets::KeySets;
 use super::lifecycle::{LastOneOut, StopSignal};
 use super::reload::{Reloader, keep_configuration};
 use super::renewal::{Certificates, FileWatch};
+use super::sources::{Note, SourceError, Sources};
 use super::tls::CertificateError;
+use super::triggers::Files;
 use super::upkeep::Upkeep;
+use super::watch::Stamps;
 use crate::admin::AdminService;
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
@@ -51,6 +53,8 @@ const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 pub enum StartError {
     #[error("the configuration has mistakes")]
     Config(Vec<Mistake>),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error("cannot listen on {address}: {cause}")]
     Listen {
         address: SocketAddr,
@@ -66,12 +70,22 @@ pub enum StartError {
     Log(io::Error),
 }
 
+/// What the command line says of a gateway that is to run.
+pub struct Start {
+    /// Where its configuration comes from.
+    pub sources: Sources,
+    /// How often sources that are fetched are asked; zero for never.
+    pub poll: Duration,
+}
+
 /// Runs the gateway until it is told to stop. On an orderly stop the process exits from within.
 ///
 /// # Errors
 /// If it cannot start; nothing is bound then, or no longer.
-pub fn run(path: &Path) -> Result<(), StartError> {
-    let loaded = config::load(path).map_err(StartError::Config)?;
+pub fn run(start: Start) -> Result<(), StartError> {
+    let stamps = Stamps::of(start.sources.files());
+    let reading = start.sources.read_now()?;
+    let loaded = config::load(&reading.layers).map_err(StartError::Config)?;
     let metrics = Arc::new(Metrics::new()?);
     let flusher = logger::install(&loaded.settings.logging, metrics.log_lines_dropped.clone())
         .map_err(StartError::Log)?;
@@ -79,13 +93,16 @@ pub fn run(path: &Path) -> Result<(), StartError> {
         .build_info
         .with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
-    let parts = Parts::prepare(path.to_owned(), loaded, metrics)?;
+    reading.notes.iter().for_each(Note::write);
+    let parts = Parts::prepare(start, loaded, stamps, metrics)?;
+    parts.start.sources.taken_over(&reading.layers);
     parts.start(flusher)
 }
 
 /// Everything that can fail has been done; what is left is to start.
 struct Parts {
-    path: PathBuf,
+    start: Start,
+    files: Files,
     settings: Arc<Settings>,
     snapshot: Snapshot,
     registry: Arc<Registry>,
@@ -97,11 +114,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn prepare(path: PathBuf, loaded: Loaded, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+    fn prepare(
+        start: Start,
+        loaded: Loaded,
+        stamps: Stamps,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
         info!(
             "Starting. version={} configuration={} digest={}",
             env!("CARGO_PKG_VERSION"),
-            path.display(),
+            start.sources.names().join(" + "),
             loaded.digest
         );
         for warning in &loaded.warnings {
@@ -109,7 +131,11 @@ impl Parts {
         }
         let kept = loaded.kept;
         let settings = Arc::new(loaded.settings);
-        let registry = Arc::new(Registry::default());
+        let server = &settings.server;
+        let idle = server
+            .upstream_idle_connections
+            .saturating_mul(server.threads.max(1));
+        let registry = Arc::new(Registry::keeping(idle));
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
         let snapshot = Snapshot::new(settings.clone(), &registry, &standing, Instant::now())?;
         let certificates = Certificates::first(&settings.server.listeners, metrics.clone())?;
@@ -130,8 +156,13 @@ impl Parts {
             .map(|admin| bind(admin.address))
             .transpose()?;
         keep_configuration(&settings.server.state_dir, &kept);
+        let files = Files {
+            stamps,
+            secrets: loaded.secret_files,
+        };
         Ok(Self {
-            path,
+            start,
+            files,
             settings,
             snapshot,
             registry,
@@ -145,7 +176,8 @@ impl Parts {
 
     fn start(self, flusher: logger::Flusher) -> Result<(), StartError> {
         let Self {
-            path,
+            start,
+            files,
             settings,
             snapshot,
             registry,
@@ -167,7 +199,7 @@ impl Parts {
             metrics: metrics.clone(),
             in_flight: in_flight.clone(),
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
-            guessing: guessing(settings.identity.failed_attempts_per_minute),
+            guessing: Guessing::new(),
             hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
@@ -203,7 +235,9 @@ impl Parts {
         };
         server.add_service(background_service("key sets", key_sets));
         let reloader = Reloader {
-            path,
+            sources: start.sources,
+            poll: start.poll,
+            read: parking_lot::Mutex::new(files),
             current,
             registry,
             standing,
@@ -255,10 +289,6 @@ fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> 
     proxy.h2_options = Some(h2);
     proxy.handle_init_modules();
     proxy
-}
-
-fn guessing(failures_per_minute: u32) -> Option<Guessing> {
-    (failures_per_minute > 0).then(|| Guessing::new(failures_per_minute))
 }
 
 fn accept_limits(limits: &settings::Limits) -> AcceptLimits {

@@ -6,5 +6,8 @@ mod key_sets;
 pub mod lifecycle;
 pub mod reload;
 mod renewal;
+pub mod sources;
 pub mod tls;
+pub mod triggers;
 pub mod upkeep;
+pub mod watch;

@@ -4,20 +4,17 @@
 //! Requests under way finish with the snapshot they began with. What needs a restart is said and
 //! left as it was.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use async_trait::async_trait;
 use futures_util::future::join_all;
 use log::{error, info, warn};
-use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::lifecycle::tell_reload;
 use super::renewal::Certificates;
+use super::sources::{Reading, SourceError, Sources};
+use super::triggers::Files;
 use crate::config::{self, Mistake, Settings, diff};
 use crate::identity::standing::Standing;
 use crate::snapshot::{Current, Snapshot, SnapshotError};
@@ -27,7 +24,11 @@ use crate::upstream::discovery;
 use crate::upstream::pool::Registry;
 
 pub struct Reloader {
-    pub path: PathBuf,
+    pub sources: Sources,
+    /// How often sources that are fetched are asked; zero for never.
+    pub poll: Duration,
+    /// The files of the configuration in use, as they were read.
+    pub read: parking_lot::Mutex<Files>,
     pub current: Current,
     pub registry: Arc<Registry>,
     pub standing: Arc<Standing>,
@@ -44,6 +45,8 @@ pub struct Reloader {
 pub enum ReloadError {
     #[error("{} in the configuration: {}", count(.0), list(.0))]
     Mistakes(Vec<Mistake>),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
@@ -66,13 +69,13 @@ fn list(mistakes: &[Mistake]) -> String {
 }
 
 impl Reloader {
-    /// Reads the configuration again and takes it over.
+    /// Takes over what the sources said.
     ///
     /// # Errors
     /// If it cannot be used; the one in use stays in every part.
-    pub async fn reload(&self) -> Result<(), ReloadError> {
+    pub async fn reload(&self, reading: Reading) -> Result<(), ReloadError> {
         let _turn = self.changing.lock().await;
-        let loaded = config::load(&self.path).map_err(ReloadError::Mistakes)?;
+        let loaded = config::load(&reading.layers).map_err(ReloadError::Mistakes)?;
         for warning in &loaded.warnings {
             warn!("Configuration: {warning}");
         }
@@ -92,6 +95,8 @@ impl Reloader {
         }
         self.current.store(Arc::new(snapshot));
         self.reloaded.notify_one();
+        self.sources.taken_over(&reading.layers);
+        self.read.lock().secrets = loaded.secret_files;
         for change in &difference.changed {
             info!("Reloaded: {change}");
         }
@@ -124,39 +129,6 @@ impl Reloader {
 
     fn prepare(&self, settings: Arc<Settings>) -> Result<Snapshot, SnapshotError> {
         Snapshot::new(settings, &self.registry, &self.standing, Instant::now())
-    }
-
-    async fn reload_and_tell(&self) {
-        tell_reload(false);
-        let result = match self.reload().await {
-            Ok(()) => {
-                self.metrics.last_reload.set(seconds_now());
-                "ok"
-            }
-            Err(cause) => {
-                error!("Reload refused, the configuration in use stays. cause=\"{cause}\"");
-                "refused"
-            }
-        };
-        self.metrics.reloads.with_label_values(&[result]).inc();
-        tell_reload(true);
-    }
-}
-
-#[async_trait]
-impl BackgroundService for Reloader {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-            error!("Cannot watch for SIGHUP; the configuration cannot be reloaded.");
-            return;
-        };
-        self.metrics.last_reload.set(seconds_now());
-        loop {
-            tokio::select! {
-                _ = hangup.recv() => self.reload_and_tell().await,
-                changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
-            }
-        }
     }
 }
 

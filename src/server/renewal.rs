@@ -4,9 +4,7 @@
 //! A file that cannot be used leaves the old one in service: a renewal that went wrong must not
 //! take a listener down that still has a good certificate.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +15,7 @@ use pingora::services::background::BackgroundService;
 
 use super::reload::{Reloader, seconds_now};
 use super::tls::{Acceptor, CertificateError, Fresh};
+use super::watch::{Look, SETTLE, Stamps, Watch};
 use crate::config::settings::{Listener, ListenerTls, Settings, TokenKeys};
 use crate::identity::expiry;
 use crate::telemetry::metrics::Metrics;
@@ -130,67 +129,52 @@ pub struct FileWatch {
     pub reloader: Arc<Reloader>,
 }
 
-/// Enough of a file to see that it was exchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: (i64, i64),
-    size: u64,
-    inode: u64,
-}
-
-type Stamps = HashMap<PathBuf, Option<Stamp>>;
-
 #[async_trait]
 impl BackgroundService for FileWatch {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let settings = self.reloader.current.load().settings.clone();
         let every = settings.server.watch_files;
-        let watching = !every.is_zero();
-        let tick = if watching { every } else { HOUR };
-        let mut seen = stamps(&watched(&settings));
+        let usual = if every.is_zero() { HOUR } else { every };
+        let mut watches = Watches {
+            listeners: Watch::new(Stamps::of(of_listeners(&settings.server.listeners))),
+            others: Watch::new(Stamps::of(of_snapshot(&settings))),
+        };
         let mut reminded = None;
+        let mut pause = usual;
         loop {
             self.remind(&mut reminded);
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
-                () = tokio::time::sleep(tick) => {}
+                () = tokio::time::sleep(pause) => {}
             }
-            if watching {
-                self.look(&mut seen).await;
-            }
+            let settling = !every.is_zero() && self.look(&mut watches).await;
+            pause = if settling { SETTLE.min(usual) } else { usual };
         }
     }
 }
 
+/// What is watched, by what follows from a change.
+struct Watches {
+    listeners: Watch,
+    others: Watch,
+}
+
 impl FileWatch {
-    async fn look(&self, seen: &mut Stamps) {
+    /// Takes over what has changed; true if something is still being written.
+    async fn look(&self, watches: &mut Watches) -> bool {
         let settings = self.reloader.current.load().settings.clone();
-        let now = stamps(&watched(&settings));
-        let changed: Vec<PathBuf> = now
-            .iter()
-            .filter(|(path, stamp)| seen.get(*path).is_some_and(|before| before != *stamp))
-            .map(|(path, _)| path.clone())
-            .collect();
-        *seen = now;
-        if changed.is_empty() {
-            return;
-        }
-        for path in &changed {
-            info!("A watched file has changed. path={}", path.display());
-        }
         let listeners = &settings.server.listeners;
-        if changed
-            .iter()
-            .any(|path| of_listeners(listeners).contains(path))
-        {
+        let ours = watches.listeners.look(Stamps::of(of_listeners(listeners)));
+        if ours == Look::Changed {
+            info!("TLS files of listeners have changed.");
             self.renew(listeners);
         }
-        if changed
-            .iter()
-            .any(|path| of_snapshot(&settings).contains(path))
-        {
+        let others = watches.others.look(Stamps::of(of_snapshot(&settings)));
+        if others == Look::Changed {
+            info!("Files of upstreams or token issuers have changed.");
             self.reloader.rebuild().await;
         }
+        ours == Look::Settling || others == Look::Settling
     }
 
     fn renew(&self, listeners: &[Listener]) {
@@ -239,12 +223,6 @@ impl FileWatch {
     }
 }
 
-fn watched(settings: &Settings) -> Vec<PathBuf> {
-    let mut paths = of_listeners(&settings.server.listeners);
-    paths.extend(of_snapshot(settings));
-    paths
-}
-
 fn of_listeners(listeners: &[Listener]) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for tls in listeners
@@ -277,21 +255,6 @@ fn of_snapshot(settings: &Settings) -> Vec<PathBuf> {
         }
     }
     paths
-}
-
-fn stamps(paths: &[PathBuf]) -> Stamps {
-    let stamp = |path: &Path| {
-        let about = std::fs::metadata(path).ok()?;
-        Some(Stamp {
-            modified: (about.mtime(), about.mtime_nsec()),
-            size: about.size(),
-            inode: about.ino(),
-        })
-    };
-    paths
-        .iter()
-        .map(|path| (path.clone(), stamp(path)))
-        .collect()
 }
 
 fn now() -> i64 {

@@ -101,8 +101,10 @@ metrics! {
     endpoint_addresses: IntGaugeVec = gauges("upstream_endpoint_addresses", "Addresses known for the endpoint.", &["upstream", "endpoint"]);
     account_in_flight: IntGaugeVec = gauges("account_in_flight", "Requests in flight per account and upstream model.", &["upstream", "account", "model"]);
     account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);
-    reloads: IntCounterVec = counters("config_reloads_total", "Reloads by result.", &["result"]);
+    reloads: IntCounterVec = counters("config_reloads_total", "Reloads by result and by what asked for them.", &["result", "trigger"]);
     last_reload: Gauge = float_gauge("config_last_reload_timestamp_seconds", "When the configuration in use was taken over.");
+    source_polls: IntCounterVec = counters("config_source_polls_total", "Questions to the sources that the configuration is fetched from, by result.", &["result"]);
+    source_answer: Gauge = float_gauge("config_source_last_answer_timestamp_seconds", "When all sources that the configuration is fetched from last answered.");
     log_lines_dropped: IntCounter = counter("log_lines_dropped_total", "Log lines lost because the writer fell behind.");
     ready: IntGauge = gauge("ready", "1 while /readyz says yes.");
     build_info: GaugeVec = float_gauges("build_info", "Always 1; the build in its labels.", &["version"]);

@@ -13,13 +13,18 @@ use std::sync::Arc;
 
 use openssl::pkey::PKey;
 use openssl::x509::X509;
+use pingora::connectors::http::Connector;
 use pingora::protocols::tls::{CaType, TlsRef};
 use pingora::protocols::{ALPN, Digest};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy, PeerOptions};
 use pingora::utils::tls::CertKey;
+use pingora::{Error, ErrorType};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::settings::{Endpoint, TlsFiles, TlsVersion, Upstream, UpstreamProtocol};
+use super::enveloped::Enveloped;
+use crate::config::settings::{
+    Endpoint, Envelope, TlsFiles, TlsVersion, Upstream, UpstreamProtocol, UpstreamTimeouts,
+};
 
 /// Streams on one upstream HTTP/2 connection; Pingora's default of 1 would not multiplex.
 const MAX_H2_STREAMS: usize = 100;
@@ -41,6 +46,8 @@ pub enum PeerError {
 /// Everything about an endpoint's connections but the address.
 #[derive(Clone)]
 pub struct PeerTemplate {
+    /// The connection inside the process by which answers lose their envelope.
+    line: Option<Arc<Enveloped>>,
     tls: bool,
     server_name: String,
     options: PeerOptions,
@@ -54,13 +61,25 @@ pub struct PeerTemplate {
 /// SHA-256 of a SubjectPublicKeyInfo (RFC 7469 §2.4).
 pub type Pin = [u8; 32];
 
-/// Why a connection that was made is not used.
+/// Why a connection that was made is not used; the cause of the error that says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Distrust {
     #[error("the upstream's TLS version is older than allowed")]
     OldTls,
     #[error("the upstream's public key is none of the pinned")]
     WrongPin,
+}
+
+impl Distrust {
+    /// The distrust that an error came from, however often it was wrapped.
+    pub fn behind(error: &Error) -> Option<Self> {
+        let cause = error.root_cause();
+        cause.downcast_ref::<Self>().copied()
+    }
+
+    pub fn into_error(self) -> Box<Error> {
+        Error::because(ErrorType::TLSHandshakeFailure, self.to_string(), self).into_up()
+    }
 }
 
 impl PeerTemplate {
@@ -112,6 +131,7 @@ impl PeerTemplate {
         upstream.tls.pins.hash(&mut hasher);
         upstream.tls.unverified.hash(&mut hasher);
         Ok(Self {
+            line: None,
             tls: endpoint.tls,
             server_name,
             options,
@@ -122,25 +142,51 @@ impl PeerTemplate {
         })
     }
 
-    /// The peer at one resolved address.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that builds peers, from an address that needs no resolving"
-    )]
+    /// The same endpoint, asked over connections that take its answers out of their envelope.
+    pub fn enveloped(
+        self,
+        connector: Arc<Connector>,
+        envelope: &Envelope,
+        timeouts: &UpstreamTimeouts,
+    ) -> Self {
+        let direct = self.clone();
+        let line = Enveloped::new(direct, connector, envelope, timeouts);
+        Self {
+            line: Some(Arc::new(line)),
+            ..self
+        }
+    }
+
+    /// The peer that a request for one resolved address asks.
     pub fn at(&self, address: SocketAddr) -> HttpPeer {
-        let mut peer = HttpPeer::new(address, self.tls, self.server_name.clone());
+        let Some(line) = &self.line else {
+            return self.direct(address);
+        };
+        // TLS and HTTP/2 are spoken behind the line.
+        let mut peer = plain_peer(address, false, String::new());
+        peer.options.read_timeout = self.options.read_timeout;
+        peer.options.write_timeout = self.options.write_timeout;
+        peer.options.http_upstream_request_policy = self.options.http_upstream_request_policy;
+        peer.options.custom_l4 = Some(line.clone());
+        peer
+    }
+
+    /// The endpoint itself at one resolved address.
+    pub fn direct(&self, address: SocketAddr) -> HttpPeer {
+        let mut peer = plain_peer(address, self.tls, self.server_name.clone());
         peer.options = self.options.clone();
         peer.group_key = self.group_key;
         peer.client_cert_key = self.client.clone();
         peer
     }
 
-    /// Is the connection's TLS good enough to send a credential over it?
+    /// Is the connection's TLS good enough to send a credential over it? A connection inside the
+    /// process exists only if the one behind it is.
     ///
     /// # Errors
     /// If its version is too old, or the upstream's key is not a pinned one.
     pub fn check_tls(&self, digest: Option<&Digest>) -> Result<(), Distrust> {
-        if !self.tls {
+        if !self.tls || self.line.is_some() {
             return Ok(());
         }
         let tls = digest.and_then(|digest| digest.ssl_digest.as_ref());
@@ -188,6 +234,14 @@ fn read_client(files: &TlsFiles) -> Result<CertKey, PeerError> {
         return Err(bad(&files.private_key)(cause));
     }
     Ok(CertKey::new(chain, key))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that builds peers, from an address that needs no resolving"
+)]
+fn plain_peer(address: SocketAddr, tls: bool, server_name: String) -> HttpPeer {
+    HttpPeer::new(address, tls, server_name)
 }
 
 fn read_ca(path: &Path) -> Result<Arc<CaType>, PeerError> {

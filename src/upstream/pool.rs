@@ -8,12 +8,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 
 use super::account::{AccountLease, Places, Rest};
 use super::balance::{self, AccountView, EndpointView, NoAccount};
@@ -38,9 +40,30 @@ pub struct Registry {
     in_flight: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
     rests: Mutex<HashMap<AccountKey, Arc<Rest>>>,
     endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
+    /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
+    idle_connections: usize,
+    /// What connects to enveloped endpoints; all others are reached by Pingora's proxy.
+    connector: OnceLock<Arc<Connector>>,
 }
 
 impl Registry {
+    /// A registry of nothing yet, for a process that keeps so many idle connections.
+    pub fn keeping(idle_connections: usize) -> Self {
+        Self {
+            idle_connections,
+            ..Self::default()
+        }
+    }
+
+    fn connector(&self) -> Arc<Connector> {
+        let make = || {
+            let idle = self.idle_connections;
+            let options = (idle > 0).then(|| ConnectorOptions::new(idle));
+            Arc::new(Connector::new(options))
+        };
+        self.connector.get_or_init(make).clone()
+    }
+
     fn in_flight(&self, account: &AccountKey, model: &str) -> Arc<Places> {
         self.in_flight
             .lock()
@@ -201,6 +224,12 @@ impl Pool {
                     upstream: settings.id.clone(),
                     cause,
                 })?;
+            let template = match &settings.envelope {
+                Some(envelope) => {
+                    template.enveloped(registry.connector(), envelope, &settings.timeouts)
+                }
+                None => template,
+            };
             let state = registry.endpoint(&settings.id, &endpoint.url, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.

@@ -97,13 +97,13 @@ async fn ask(
     let address = slot.state.next_address();
     let address = address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
-    let peer = slot.template.at(address);
+    let peer = slot.template.direct(address);
     let (mut session, _reused) = connector.get_http_session(&peer).await?;
     if let Err(why) = slot.template.check_tls(session.digest()) {
         if why == Distrust::WrongPin {
             pin_mismatch(pool, slot, mismatches);
         }
-        return Error::e_explain(ErrorType::TLSHandshakeFailure, why.to_string());
+        return Err(why.into_error());
     }
     session.set_read_timeout(Some(health.timeout));
     session
@@ -125,7 +125,7 @@ async fn ask(
 fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<RequestHeader> {
     let path = match pool.settings.dialect {
         Dialect::DeepSeek => format!("{}{}", slot.settings.base_path, health.path),
-        Dialect::OpenAi => health.path.clone(),
+        Dialect::OpenAi | Dialect::Enveloped => health.path.clone(),
     };
     let mut head = RequestHeader::build_no_case(Method::GET, path.as_bytes(), Some(4))?;
     head.insert_header(http::header::HOST, &slot.authority)?;

@@ -7,7 +7,7 @@ use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::settings::{Admin, Limits, Listener, Server, TlsVersion};
-use crate::config::text::SizeText;
+use crate::config::text::{DurationText, SizeText};
 
 /// A body is held in memory whole.
 const MOST_REQUEST_BODY: u64 = 1 << 30;
@@ -15,6 +15,9 @@ const MOST_REQUEST_BODY: u64 = 1 << 30;
 const MOST_FILE_UPLOAD: u64 = 1 << 40;
 /// Pingora's own HTTP/1 reader stops just below 1 MiB, and at 256 fields.
 const MOST_HEAD: u64 = 1023 * 1024;
+
+/// Looking more often than this is work of its own.
+const LEAST_WATCH: Duration = Duration::from_millis(100);
 
 impl Check<'_, '_> {
     pub(super) fn server(&mut self, file: &File) -> Server {
@@ -42,6 +45,10 @@ impl Check<'_, '_> {
                 path.key("shutdown_pause"),
             ),
             upstream_idle_connections: written.upstream_idle_connections,
+            watch_configuration: match written.watch_configuration {
+                DurationText(Duration::ZERO) => Duration::ZERO,
+                often => self.duration(often, LEAST_WATCH, path.key("watch_configuration")),
+            },
             watch_files: self.duration(
                 written.watch_files,
                 Duration::ZERO,

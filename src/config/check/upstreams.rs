@@ -29,7 +29,9 @@ pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
         (None, file::Dialect::DeepSeek) => {
             vec![Chat, Completions, Messages, Responses, Files, Balance]
         }
-        (None, file::Dialect::OpenAi) => vec![Chat, Completions, Embeddings, Responses, Messages],
+        (None, file::Dialect::OpenAi | file::Dialect::Enveloped) => {
+            vec![Chat, Completions, Embeddings, Responses, Messages]
+        }
     }
 }
 
@@ -102,6 +104,7 @@ impl Check<'_, '_> {
             dialect: match written.dialect {
                 file::Dialect::DeepSeek => Dialect::DeepSeek,
                 file::Dialect::OpenAi => Dialect::OpenAi,
+                file::Dialect::Enveloped => Dialect::Enveloped,
             },
             auth: self.auth(written, &surfaces(written), path.key("auth")),
             protocol: match written.protocol {
@@ -118,12 +121,16 @@ impl Check<'_, '_> {
             ),
             health: self.health(written, path.key("health")),
             surfaces: self.surfaces(written, path.key("surfaces")),
+            envelope: self.envelope(written, path.key("envelope")),
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }
     }
 
     fn upstream_tls(&mut self, written: &file::UpstreamTls, path: KeyPath<'_>) -> UpstreamTls {
+        if !written.verify {
+            self.unverified(path.key("verify"));
+        }
         if let Some(name) = written.server_name.as_deref().filter(|name| !is_host(name)) {
             self.report.mistake(
                 path.key("server_name"),
@@ -152,6 +159,19 @@ impl Check<'_, '_> {
             client,
             pins: self.pins(&written.pins, path.key("pins")),
             unverified: !written.verify,
+        }
+    }
+
+    /// Whoever is in between reads prompts and takes keys.
+    fn unverified(&mut self, path: KeyPath<'_>) {
+        let found = "an upstream whose certificate is not verified";
+        if self.profile == file::Profile::Development {
+            let advice = "anyone on the way can read keys and prompts";
+            self.report.warning(path, found, advice);
+        } else {
+            let allowed =
+                "only under `profile: development`; name its authority in `ca`, or pin its key";
+            self.report.mistake(path, found, allowed);
         }
     }
 

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Account, Admin, Endpoint, Health, Limits, Logging, Model, Retry, Server, Settings, TlsFiles,
-    TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
+    Account, Admin, Endpoint, Envelope, Health, Limits, Logging, Model, Retry, Server, Settings,
+    TlsFiles, TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
 };
 use crate::config::text::{format_duration, format_size};
 
@@ -64,6 +64,7 @@ impl Restart {
 /// Everything in `settings`, by name.
 pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
     let Settings {
+        profile,
         server,
         logging,
         retry,
@@ -76,6 +77,8 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
     } = settings;
     let mut things = Things(BTreeMap::new());
     things.server(server);
+    let facts = vec![("profile", text(format!("{profile:?}").to_lowercase()))];
+    things.add("configuration", None, Restart::Never, facts);
     let Logging {
         level,
         format,
@@ -141,6 +144,7 @@ impl<'a> Things<'a> {
             shutdown_grace,
             shutdown_pause,
             upstream_idle_connections,
+            watch_configuration,
             watch_files,
             limits,
         } = server;
@@ -150,6 +154,10 @@ impl<'a> Things<'a> {
             ("shutdown_grace", text(format_duration(*shutdown_grace))),
             ("shutdown_pause", text(format_duration(*shutdown_pause))),
             ("upstream_idle_connections", text(upstream_idle_connections)),
+            (
+                "watch_configuration",
+                text(format_duration(*watch_configuration)),
+            ),
             ("watch_files", text(format_duration(*watch_files))),
         ];
         self.add("server", None, Restart::EachKey("server"), facts);
@@ -191,6 +199,7 @@ impl<'a> Things<'a> {
             dns_refresh,
             health,
             surfaces,
+            envelope,
             endpoints,
             accounts,
         } = upstream;
@@ -219,6 +228,7 @@ impl<'a> Things<'a> {
             ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
         ];
         facts.extend(timeout_facts(timeouts));
+        facts.extend(envelope_facts(envelope.as_ref()));
         self.endpoints(endpoints, &name);
         self.accounts(accounts, &name);
         self.add(name, None, Restart::Never, facts);
@@ -325,6 +335,24 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         ("requests_per_connection", text(requests_per_connection)),
         ("max_connections", text(max_connections)),
         ("max_connections_per_ip", text(max_connections_per_ip)),
+    ]
+}
+
+/// Both facts are there for every dialect, so that a change of dialect compares like with like.
+fn envelope_facts(envelope: Option<&Envelope>) -> [(&'static str, Fact<'static>); 2] {
+    let (success, statuses) = match envelope {
+        None => Default::default(),
+        Some(Envelope { success, statuses }) => {
+            let status = |(code, status): (&String, &u16)| format!("{code}={status}");
+            (
+                success.iter().cloned().collect(),
+                statuses.iter().map(status).collect(),
+            )
+        }
+    };
+    [
+        ("envelope.success", Fact::Set(success)),
+        ("envelope.statuses", Fact::Set(statuses)),
     ]
 }
 

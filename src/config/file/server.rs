@@ -21,6 +21,8 @@ pub const SHUTDOWN_PAUSE: DurationText = seconds(0);
 /// Connections per worker thread. A burst of this many finds them warm; an idle one costs some KiB.
 pub const UPSTREAM_IDLE_CONNECTIONS: usize = 512;
 
+/// Never: a file that is saved is not always meant to count yet.
+pub const WATCH_CONFIGURATION: DurationText = seconds(0);
 /// A renewed certificate is in use within seconds, and a look at a dozen files costs nothing.
 pub const WATCH_FILES: DurationText = seconds(10);
 
@@ -83,6 +85,9 @@ pub struct Server {
     /// Idle upstream connections kept per worker thread.
     #[schemars(range(min = 0, max = 65536))]
     pub upstream_idle_connections: usize,
+    /// How often the configuration's files, and files that secrets come from, are looked at, and
+    /// all of it reloaded if one changed; 100ms to 24h. 0s: on SIGHUP only.
+    pub watch_configuration: DurationText,
     /// How often certificates, keys, authorities and revocation lists of listeners are looked at,
     /// and taken over if they changed; 0s: on reload only.
     pub watch_files: DurationText,
@@ -99,6 +104,7 @@ impl Default for Server {
             shutdown_grace: SHUTDOWN_GRACE,
             shutdown_pause: SHUTDOWN_PAUSE,
             upstream_idle_connections: UPSTREAM_IDLE_CONNECTIONS,
+            watch_configuration: WATCH_CONFIGURATION,
             watch_files: WATCH_FILES,
             limits: Limits::default(),
         }

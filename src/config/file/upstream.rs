@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Required;
+use super::envelope::Envelope;
 use super::server::TlsVersion;
 use crate::config::secret::SecretText;
 use crate::config::text::DurationText;
@@ -59,7 +60,8 @@ pub struct Upstream {
     /// Stable name, seen in metrics and logs.
     #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
     pub id: String,
-    /// Whose API it speaks.
+    /// Whose API it speaks. `enveloped` is OpenAI's with each answer and each event of a stream in
+    /// `{"code", "data", "msg"}`, as company-internal gateways have it.
     pub dialect: Dialect,
     pub auth: Auth,
     /// HTTP/2 is spoken by ALPN over TLS and by prior knowledge without.
@@ -73,13 +75,14 @@ pub struct Upstream {
     /// Probes that take a dead endpoint out. `false` or null: none.
     pub health: Option<Health>,
     /// What it can do. Without it: for `deepseek` chat, completions, messages, responses, files and
-    /// balance; for `openai` chat, completions, embeddings, responses and messages.
+    /// balance; for `openai` and `enveloped` chat, completions, embeddings, responses and messages.
     pub surfaces: Option<Vec<Surface>>,
+    pub envelope: Envelope,
     /// Its addresses.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<Endpoint>,
-    /// Its billing units. Required for `deepseek`; without it, `openai` has one account named
-    /// `default` that sends no key.
+    /// Its billing units. Required for `deepseek`; without it, `openai` and `enveloped` have one
+    /// account named `default` that sends no key.
     pub accounts: Vec<Account>,
 }
 
@@ -96,6 +99,7 @@ impl Default for Upstream {
             dns_refresh: DNS_REFRESH,
             health: Some(Health::Probe(Probe::default())),
             surfaces: None,
+            envelope: Envelope::default(),
             endpoints: Vec::new(),
             accounts: Vec::new(),
         }
@@ -107,6 +111,7 @@ impl Default for Upstream {
 pub enum Dialect {
     DeepSeek,
     OpenAi,
+    Enveloped,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -286,10 +291,10 @@ pub struct Probe {
     /// Failures in a row that take it out.
     #[schemars(range(min = 1, max = 100))]
     pub unhealthy_after: u32,
-    /// What is asked for. Without it: `/models` for `deepseek`, `/health` for `openai`.
+    /// What is asked for. Without it: `/models` for `deepseek`, `/health` for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Send the first account's key along. Without it: true for `deepseek`, false for `openai`.
+    /// Send the first account's key along. Without it: true for `deepseek`, false for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authenticated: Option<bool>,
 }

@@ -6,14 +6,17 @@ use std::path::Path;
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
-use super::{Content, Entry, Node, Place, scalar};
+use super::{Content, Entry, Node, Place, Size, scalar};
 use crate::config::mistake::{Mistake, quoted, write_key};
 
 /// Lists and maps within each other. The deepest place of our own keys is 6; `set` may go deeper.
 const MAX_DEPTH: usize = 64;
 
 /// Values in a file, aliases expanded: some ten thousand tenants, and no bomb of aliases.
-const MAX_VALUES: usize = 1_000_000;
+pub const MAX_VALUES: usize = 1_000_000;
+
+/// Bytes of texts and keys that aliases may stand for: a long text can be named a million times.
+const MAX_ALIASED: usize = 64 << 20;
 
 /// Reads `text`, the `number`th file, into a tree. Duplicate keys and the like are reported
 /// together; what is not YAML ends the reading at once.
@@ -80,8 +83,9 @@ struct Builder<'a> {
     file: &'a Path,
     number: usize,
     open: Vec<Open>,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, (Node, Size)>,
     values: usize,
+    aliased: usize,
     documents: usize,
     root: Option<Node>,
     mistakes: Vec<Mistake>,
@@ -95,6 +99,7 @@ impl<'a> Builder<'a> {
             open: Vec::new(),
             anchors: HashMap::new(),
             values: 0,
+            aliased: 0,
             documents: 0,
             root: None,
             mistakes: Vec::new(),
@@ -127,16 +132,20 @@ impl<'a> Builder<'a> {
                 }
             }
             Event::Alias(anchor) => {
-                let node = self.anchors.get(&anchor).cloned();
-                let node = node.ok_or_else(|| {
+                let known = self.anchors.get(&anchor);
+                let size = known.map(|(_, size)| *size).ok_or_else(|| {
                     Stop::new(
                         line,
                         "an alias without an anchor",
                         "anchors stand before their aliases",
                     )
                 })?;
-                self.count(node.count(), line)?;
-                self.value(node, line, false)?;
+                // Judged before it is copied.
+                self.copies(size, line)?;
+                let node = self.anchors.get(&anchor).map(|(node, _)| node.clone());
+                if let Some(node) = node {
+                    self.value(node, line, false)?;
+                }
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(1, line)?;
@@ -196,11 +205,7 @@ impl<'a> Builder<'a> {
             ));
         }
         if self.open.len() >= MAX_DEPTH {
-            return Err(Stop::new(
-                line,
-                "lists and maps nested too deeply",
-                format!("at most {MAX_DEPTH} levels"),
-            ));
+            return Err(too_deep(line));
         }
         self.count(1, line)?;
         self.open.push(Open { line, anchor, kind });
@@ -230,8 +235,9 @@ impl<'a> Builder<'a> {
     /// A finished value that may carry an anchor.
     fn named(&mut self, anchor: usize, node: Node, line: usize, merge: bool) -> Result<(), Stop> {
         if anchor != 0 {
-            self.count(node.count(), line)?;
-            self.anchors.insert(anchor, node.clone());
+            let size = node.size();
+            self.copies(size, line)?;
+            self.anchors.insert(anchor, (node.clone(), size));
         }
         self.value(node, line, merge)
     }
@@ -307,6 +313,21 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// A value of this size is about to stand here once more.
+    fn copies(&mut self, size: Size, line: usize) -> Result<(), Stop> {
+        self.count(size.values, line)?;
+        self.aliased = self.aliased.saturating_add(size.bytes);
+        if self.aliased > MAX_ALIASED {
+            let allowed = "anchors and aliases may stand for at most 64MiB of text";
+            return Err(Stop::new(line, "too much text", allowed));
+        }
+        // One level of it is the value itself.
+        if self.open.len().saturating_add(size.depth) > MAX_DEPTH + 1 {
+            return Err(too_deep(line));
+        }
+        Ok(())
+    }
+
     fn node(&self, content: Content, line: usize) -> Node {
         Node {
             place: Place {
@@ -354,6 +375,14 @@ impl<'a> Builder<'a> {
             allowed,
         });
     }
+}
+
+fn too_deep(line: usize) -> Stop {
+    Stop::new(
+        line,
+        "lists and maps nested too deeply",
+        format!("at most {MAX_DEPTH} levels"),
+    )
 }
 
 fn a_tag(line: usize) -> Stop {

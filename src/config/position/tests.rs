@@ -82,6 +82,36 @@ fn a_bomb_of_aliases_is_refused() {
 }
 
 #[test]
+fn a_long_text_named_again_and_again_is_refused() {
+    let long = "x".repeat(1 << 20);
+    let text = format!("a: &a {long}\nl: [{}]\n", "*a, ".repeat(100_000));
+    let told = read(&text).unwrap_err()[0].to_string();
+    assert!(told.contains("too much text"), "{told}");
+    let text = format!("a: &a {{? {long} : 1}}\nl: [{}]\n", "*a, ".repeat(100_000));
+    assert!(
+        read(&text).unwrap_err()[0]
+            .to_string()
+            .contains("too much text")
+    );
+}
+
+#[test]
+fn depth_is_counted_through_aliases() {
+    let nested = |inner: &str| format!("{}{inner}{}", "[".repeat(60), "]".repeat(60));
+    let mut text = format!("a0: &a0 {}\n", nested("x"));
+    assert!(read(&text).is_ok());
+    for i in 1..100 {
+        text.push_str(&format!(
+            "a{i}: &a{i} {}\n",
+            nested(&format!("*a{}", i - 1))
+        ));
+    }
+    let told = read(&text).unwrap_err()[0].to_string();
+    assert!(told.contains("nested too deeply"), "{told}");
+    assert!(read("a: &a [[x]]\nb: {c: [*a]}\n").is_ok());
+}
+
+#[test]
 fn deep_nesting_is_refused_and_does_not_exhaust_the_stack() {
     let text = "[".repeat(100_000);
     assert!(!read(&text).unwrap_err().is_empty());

@@ -24,7 +24,7 @@ fn run(text: &str) {
     check::check(
         &file,
         &Sources {
-            base: Path::new(""),
+            bases: &[Some(PathBuf::new())],
             environment: &environment,
         },
         &mut report,

@@ -29,6 +29,34 @@ fn the_files_that_we_ship_load_and_warn_of_their_hash_alone() {
 }
 
 #[test]
+fn the_base_stands_alone_and_under_production() {
+    let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let layer = |name: &str| Layer::Path(conf.join(name));
+    let load = |layers: &[Layer]| {
+        let loaded = load_with(layers, &environment);
+        loaded.unwrap_or_else(|m| panic!("{}", lines(&m).join("\n")))
+    };
+    let base = load(&[layer("base.yaml")]);
+    let both = load(&[layer("base.yaml"), layer("production.yaml")]);
+    for (loaded, tenants) in [(&base, 2), (&both, 1)] {
+        let told = lines(&loaded.warnings);
+        assert_eq!(told.len(), tenants, "{told:?}");
+        assert!(
+            told.iter().all(|line| line.contains("holds the place")),
+            "{told:?}"
+        );
+        assert_eq!(loaded.settings.tenants.len(), tenants);
+    }
+    let accounts = &both.settings.upstreams[0].accounts;
+    assert_eq!(accounts.len(), 2);
+    assert_eq!(
+        accounts[0].api_key,
+        base.settings.upstreams[0].accounts[0].api_key
+    );
+    assert_eq!(accounts[0].max_concurrent["deepseek-flash"], 2500);
+}
+
+#[test]
 fn the_reference_says_what_leaving_its_keys_out_means() {
     // The example leaves out all that has a default, but for what is no default in the reference.
     let reference = REFERENCE

@@ -1,4 +1,5 @@
 //! The emulator as its clients see it, over real sockets.
+mod envelopes;
 mod faults;
 mod limits;
 mod surfaces;

@@ -25,6 +25,7 @@ pub struct Config {
     pub value: Value,
     pub(super) files: Vec<(String, Vec<u8>)>,
     pub(super) environment: Vec<(String, String)>,
+    pub(super) arguments: Vec<String>,
 }
 
 /// The key with the readable id `id`; the same in every test.
@@ -103,6 +104,7 @@ impl Config {
             value,
             files,
             environment: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -137,6 +139,14 @@ impl Config {
         self
     }
 
+    /// Adds to the command line of `run`; `{folder}` stands for the configuration's folder.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+        self.arguments.extend(arguments);
+        self
+    }
+
     /// Number of listeners for tenants.
     pub(super) fn listeners(&self) -> usize {
         self.value["server"]["listeners"].as_array().unwrap().len()
@@ -146,6 +156,7 @@ impl Config {
     pub(super) fn write(&self, folder: &Path, listeners: &[SocketAddr], admin: SocketAddr) {
         for (name, content) in &self.files {
             let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, content).unwrap();
             std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         }

@@ -74,6 +74,9 @@ impl Gateway {
         command
             .args(["run", "-c"])
             .arg(folder.path().join("tidegate.yaml"));
+        let here = folder.path().to_str().unwrap();
+        let arguments = config.arguments.iter();
+        command.args(arguments.map(|argument| argument.replace("{folder}", here)));
         command.envs(config.environment.iter().cloned());
         let mut child = command
             .stdout(Stdio::null())

@@ -20,6 +20,7 @@ pub mod front;
 mod gateway;
 pub mod h2;
 mod request;
+mod source;
 pub mod tls;
 mod wire;
 
@@ -31,6 +32,7 @@ pub use config::{ADMIN_TOKEN, Config, key, tenant};
 pub use emulator::{Emulator, header_of};
 pub use gateway::{Gateway, process_exists, tidegate};
 pub use request::Request;
+pub use source::{ConfigSource, Says};
 pub use wire::{Answer, Ending, Piece, Stream, Wire};
 
 /// Longest wait for something that should come at once, on a busy machine.

@@ -4,10 +4,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use openssl::pkey::PKey;
 use openssl::ssl::{
-    Ssl, SslConnector, SslConnectorBuilder, SslMethod, SslStream, SslVerifyMode, SslVersion,
+    AlpnError, Ssl, SslAcceptor, SslConnector, SslConnectorBuilder, SslMethod, SslStream,
+    SslVerifyMode, SslVersion, select_next_proto,
 };
+use openssl::x509::X509;
 use tempfile::TempDir;
+use tidegate::emulator::{Duplex, TlsHandshake};
 
 use super::authority::Leaf;
 use super::{Request, Wire};
@@ -177,4 +181,29 @@ impl Resuming {
             text,
         }
     }
+}
+
+/// How an emulator shakes hands: with this certificate, TLS 1.2 at most, either HTTP by ALPN.
+pub fn handshake(certificate: &str, private_key: &str) -> TlsHandshake {
+    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+    let certificate = X509::from_pem(certificate.as_bytes()).unwrap();
+    let private_key = PKey::private_key_from_pem(private_key.as_bytes()).unwrap();
+    builder.set_certificate(&certificate).unwrap();
+    builder.set_private_key(&private_key).unwrap();
+    builder
+        .set_max_proto_version(Some(SslVersion::TLS1_2))
+        .unwrap();
+    builder.set_alpn_select_callback(|_, offered| {
+        select_next_proto(b"\x02h2\x08http/1.1", offered).ok_or(AlpnError::NOACK)
+    });
+    let context = builder.build().into_context();
+    TlsHandshake::new(move |stream| {
+        let ssl = Ssl::new(&context).unwrap();
+        Box::pin(async move {
+            let mut tls = pingora::protocols::tls::SslStream::new(ssl, stream)
+                .map_err(std::io::Error::other)?;
+            tls.accept().await.map_err(std::io::Error::other)?;
+            Ok(Box::new(tls) as Box<dyn Duplex>)
+        })
+    })
 }
