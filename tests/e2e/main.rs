@@ -14,15 +14,21 @@
 
 mod bodies;
 mod capacity;
+mod client_address;
 mod command_line;
+mod credentials;
 mod docs;
 mod failover;
 mod framing;
+mod guessing;
 mod identity;
+mod key_sets;
 mod lifecycle;
 mod passthrough;
 mod poisoned;
 mod sdk;
+mod secrets;
+mod signing_clients;
 mod slow_clients;
 mod streaming;
 mod support;

@@ -18,7 +18,9 @@ mod emulator;
 mod gateway;
 pub mod h2;
 mod request;
+pub mod signing;
 pub mod tls;
+pub mod tokens;
 mod wire;
 
 use std::time::{Duration, Instant};
