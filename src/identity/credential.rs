@@ -93,8 +93,12 @@ where
     Ok(first)
 }
 
-/// RFC 6750 §2.1: the scheme's name in any case, one space, the token.
+/// RFC 6750 §2.1: the scheme's name in any case, one space, the token. Of an empty one HTTP/1.1
+/// leaves the name, since it drops spaces at the end (RFC 9110 §5.5).
 fn bearer_token(text: &str) -> Result<&str, Doubt> {
+    if text.eq_ignore_ascii_case("bearer") {
+        return Ok("");
+    }
     let token = text
         .split_at_checked(7)
         .and_then(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer ").then_some(token));
@@ -139,6 +143,7 @@ mod tests {
     fn the_kind_is_told_by_the_shape() {
         assert_eq!(of(&[]).unwrap(), "nothing");
         assert_eq!(of(&[("authorization", "Bearer ")]).unwrap(), "nothing");
+        assert_eq!(of(&[("authorization", "bearer")]).unwrap(), "nothing");
         assert_eq!(
             of(&[("x-api-key", TOKEN)]).unwrap(),
             format!("token {TOKEN}")

@@ -377,3 +377,6 @@ fn counts(validity: &Validity, now: i64) -> Result<(), Reason> {
 fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -301,15 +301,15 @@ impl Serve {
             return Ok((socket, peer));
         }
         let header = proxy_protocol::read(&mut socket);
-        let origin = tokio::time::timeout(self.place.handshake_time(), header)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "PROXY header"))?;
-        let origin = origin.map_err(|cause| {
+        let origin = match tokio::time::timeout(self.place.handshake_time(), header).await {
+            Ok(origin) => origin.map_err(io::Error::other),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "PROXY header")),
+        };
+        let origin = origin.inspect_err(|_| {
             self.place
                 .of
                 .metrics
                 .connection_refused(RefusedConnection::ProxyHeader);
-            io::Error::other(cause)
         })?;
         let client = match origin {
             Origin::Client(client) => client,

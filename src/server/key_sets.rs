@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::HeaderMap;
 use log::{info, warn};
 use pingora::server::ShutdownWatch;
@@ -52,57 +53,96 @@ enum Failure {
     Keys(#[from] KeySetError),
 }
 
+/// A source that the configuration names.
+struct Followed {
+    settings: Arc<TokenIssuer>,
+    /// None while it is being asked.
+    idle: Option<Source>,
+}
+
 #[async_trait]
 impl BackgroundService for KeySets {
+    /// Asks every source that is due. None waits for another one, nor the shutdown for any.
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let mut sources = HashMap::new();
+        let mut asked = FuturesUnordered::new();
         loop {
-            self.round(&mut sources).await;
+            self.follow_settings(&mut sources);
+            let now = Instant::now();
+            for followed in sources.values_mut() {
+                if self.is_due(followed, now)
+                    && let Some(source) = followed.idle.take()
+                {
+                    asked.push(self.visit(source));
+                }
+            }
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
+                Some(source) = asked.next() => put_back(&mut sources, source),
                 () = tokio::time::sleep(TICK) => {}
             }
         }
     }
 }
 
+/// What was configured anew while it was asked has another source by now.
+fn put_back(sources: &mut HashMap<String, Followed>, source: Source) {
+    let followed = sources.get_mut(&source.settings.id);
+    if let Some(followed) = followed.filter(|known| Arc::ptr_eq(&known.settings, &source.settings))
+    {
+        followed.idle = Some(source);
+    }
+}
+
 impl KeySets {
-    /// Asks every source that is due; they do not wait for each other's turn.
-    async fn round(&self, sources: &mut HashMap<String, Source>) {
+    fn follow_settings(&self, sources: &mut HashMap<String, Followed>) {
         let snapshot = self.current.load_full();
         let issuers = &snapshot.settings.identity.tokens;
-        sources.retain(|id, source| {
-            issuers
-                .iter()
-                .any(|issuer| issuer.id == *id && issuer.keys == source.settings.keys)
+        sources.retain(|id, followed| {
+            let known = &followed.settings;
+            issuers.iter().any(|issuer| {
+                issuer.id == *id && issuer.keys == known.keys && issuer.algorithm == known.algorithm
+            })
         });
-        let now = Instant::now();
         for issuer in issuers {
             if let TokenKeys::Url { refresh, .. } = &issuer.keys {
-                sources.entry(issuer.id.clone()).or_insert_with(|| Source {
-                    schedule: Schedule::new(*refresh, now),
-                    validators: Validators::default(),
-                    settings: issuer.clone(),
-                    ill: false,
-                });
+                sources
+                    .entry(issuer.id.clone())
+                    .or_insert_with(|| Followed {
+                        settings: issuer.clone(),
+                        idle: Some(Source {
+                            schedule: Schedule::new(*refresh, Instant::now()),
+                            validators: Validators::default(),
+                            settings: issuer.clone(),
+                            ill: false,
+                        }),
+                    });
             }
         }
-        join_all(sources.values_mut().map(|source| self.visit(source, now))).await;
     }
 
-    async fn visit(&self, source: &mut Source, now: Instant) {
-        let issuer = source.settings.clone();
-        let TokenKeys::Url { url, ca, .. } = &issuer.keys else {
-            return;
+    fn is_due(&self, followed: &mut Followed, now: Instant) -> bool {
+        let TokenKeys::Url { url, .. } = &followed.settings.keys else {
+            return false;
         };
-        let shared = self.standing.source(url, issuer.algorithm);
+        let Some(source) = &mut followed.idle else {
+            return false;
+        };
+        let shared = self.standing.source(url, followed.settings.algorithm);
         if shared.take_wanted() {
             source.schedule.unknown_key_seen(now);
         }
-        if !source.schedule.due(now) {
-            return;
-        }
-        let fetched = self.fetch(source, url, ca.as_deref()).await;
+        source.schedule.due(now)
+    }
+
+    /// Asks once, and says how it went.
+    async fn visit(&self, mut source: Source) -> Source {
+        let issuer = source.settings.clone();
+        let TokenKeys::Url { url, ca, .. } = &issuer.keys else {
+            return source;
+        };
+        let shared = self.standing.source(url, issuer.algorithm);
+        let fetched = self.fetch(&mut source, url, ca.as_deref()).await;
         let result = match fetched {
             Ok(keys) => {
                 source.schedule.succeeded(Instant::now());
@@ -145,6 +185,7 @@ impl KeySets {
             .key_set_fetches
             .with_label_values(&[&issuer.id, result])
             .inc();
+        source
     }
 
     /// `None` if the set is the one in use.

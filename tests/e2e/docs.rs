@@ -105,3 +105,27 @@ fn every_field_of_the_access_log_is_described_in_its_order() {
         .collect();
     assert_eq!(in_code, described);
 }
+
+/// The file named in each `<!-- file: … -->`, with the fenced block that follows.
+fn embedded(page: &str) -> Vec<(&str, &str)> {
+    let marked = page.split("<!-- file: ").skip(1);
+    marked
+        .map(|rest| {
+            let (file, rest) = rest.split_once(" -->\n```").unwrap();
+            let (_language, rest) = rest.split_once('\n').unwrap();
+            (file, rest.split_once("\n```\n").unwrap().0)
+        })
+        .collect()
+}
+
+#[test]
+fn the_clients_that_sign_are_shown_as_they_are() {
+    let page = read("docs/signed-requests.md");
+    let shown = embedded(&page);
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let clients = std::fs::read_dir(root.join("tests/sdk/signing")).unwrap();
+    assert_eq!(shown.len(), clients.count());
+    for (file, text) in shown {
+        assert_eq!(read(file), format!("{text}\n"), "{file}");
+    }
+}

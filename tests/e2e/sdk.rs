@@ -13,8 +13,8 @@ use crate::support::*;
 /// Where `make setup` puts the SDKs.
 const INSTALLED: &str = "target/sdk";
 /// What runs Python programs and what runs JavaScript ones.
-const PYTHON: &str = "venv/bin/python";
-const NODE: &str = "venv/bin/node";
+pub const PYTHON: &str = "venv/bin/python";
+pub const NODE: &str = "venv/bin/node";
 
 #[test]
 fn the_openai_sdk_for_python_is_served() {
@@ -67,7 +67,7 @@ fn run(interpreter: &str, program: &str) {
 }
 
 /// The folder of the SDKs; a missing one is a failure, since a skipped test proves nothing.
-fn installed(root: &Path) -> PathBuf {
+pub fn installed(root: &Path) -> PathBuf {
     let sdks = root.join(INSTALLED);
     let stamp = sdks.join("installed");
     assert!(

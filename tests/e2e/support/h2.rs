@@ -14,6 +14,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pingora::protocols::tls::SslStream;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::Piece;
@@ -23,8 +24,14 @@ pub type Sender = SendRequest<Body>;
 
 /// Connects by prior knowledge.
 pub async fn connect(to: SocketAddr) -> Sender {
-    let stream = TcpStream::connect(to).await.unwrap();
+    connect_after(b"", to).await
+}
+
+/// Sends `beginning` and then connects by prior knowledge.
+pub async fn connect_after(beginning: &[u8], to: SocketAddr) -> Sender {
+    let mut stream = TcpStream::connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
+    stream.write_all(beginning).await.unwrap();
     let io = TokioIo::new(stream);
     let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);

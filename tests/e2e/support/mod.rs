@@ -20,8 +20,10 @@ pub mod front;
 mod gateway;
 pub mod h2;
 mod request;
+pub mod signing;
 mod source;
 pub mod tls;
+pub mod tokens;
 mod wire;
 
 use std::time::{Duration, Instant};

@@ -53,6 +53,20 @@ impl Request {
         self.header("authorization", &value)
     }
 
+    /// Shows `value` as a bearer token.
+    #[must_use]
+    pub fn bearer(self, value: &str) -> Self {
+        self.header("authorization", &format!("Bearer {value}"))
+    }
+
+    /// Whatever it shows to say who is calling.
+    pub fn credentials(&self) -> impl Iterator<Item = &str> {
+        let shown = self.headers.iter().filter(|(name, _)| {
+            name.eq_ignore_ascii_case("authorization") || name.eq_ignore_ascii_case("x-api-key")
+        });
+        shown.map(|(_, value)| value.as_str())
+    }
+
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = Some(body.into());

@@ -1,5 +1,6 @@
 //! TLS for the clients of the tests, and certificates for the gateway.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -102,7 +103,17 @@ impl Client {
 
 /// Connects and shakes hands.
 pub fn connect(to: SocketAddr, alpn: &[u8]) -> Result<TlsStream, String> {
-    Client::new().connect(to, alpn)
+    connect_after(b"", to, alpn)
+}
+
+/// Connects, sends `beginning` in the clear, and shakes hands.
+pub fn connect_after(beginning: &[u8], to: SocketAddr, alpn: &[u8]) -> Result<TlsStream, String> {
+    let mut tcp = TcpStream::connect(to).map_err(|e| e.to_string())?;
+    tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    tcp.write_all(beginning).map_err(|e| e.to_string())?;
+    let mut tls = SslStream::new(Client::new().ssl(alpn), tcp).unwrap();
+    tls.connect().map_err(|e| e.to_string())?;
+    Ok(tls)
 }
 
 /// The certificate that the gateway shows, DER.

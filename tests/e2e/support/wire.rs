@@ -2,10 +2,11 @@
 //! whole.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket as Socket2, Type};
 
 use super::tls::TlsStream;
 use super::{Request, SOON};
@@ -97,6 +98,20 @@ impl Wire {
         Self::over(Socket::Plain(
             TcpStream::connect_timeout(&to, SOON).unwrap(),
         ))
+    }
+
+    /// From one of this machine's own addresses.
+    pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
+        let socket = Socket2::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+        socket.connect_timeout(&to.into(), SOON).unwrap();
+        Self::over(Socket::Plain(socket.into()))
+    }
+
+    /// Sends `beginning` and then shakes hands as [`connect_tls`](Self::connect_tls) does.
+    pub fn connect_tls_after(beginning: &[u8], to: SocketAddr) -> Result<Self, String> {
+        let tls = super::tls::connect_after(beginning, to, b"\x08http/1.1")?;
+        Ok(Self::over(Socket::Tls(Box::new(tls))))
     }
 
     /// Shakes hands as an HTTP/1.1 client that believes every certificate.
