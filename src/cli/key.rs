@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::sources::Configuration;
 use super::{Exit, bold, complain, complain_of, print};
 use crate::config;
-use crate::config::secret::Secret;
 use crate::config::settings::{Credential, KeyHash, Settings, Validity};
 use crate::config::text::parse_duration;
 use crate::identity::api_key::{self, NewKey, Pepper};
@@ -171,6 +170,11 @@ fn rotate(
             (format!("hmac-sha256:{pepper}:{}", hex(hash)), new)
         }
     };
+    if !key.validity.enabled {
+        return Err(format!(
+            "{old} is disabled; `key new` makes a key that replaces none"
+        ));
+    }
     let end = end_of_overlap(&key.validity, overlap)?;
     let mut text = present(&made);
     let heading = format!(
@@ -202,19 +206,10 @@ impl PepperChoice {
         let (Some(name), Some(path)) = (&self.pepper, &self.pepper_file) else {
             return Ok(None);
         };
-        let secret = read_secret(path)
-            .map_err(|cause| format!("cannot read the pepper {}: {cause}", path.display()))?;
+        let secret = config::secret::read_file(path).map_err(|cause| cause.to_string())?;
         let pepper = Pepper::new(&secret).ok_or("the pepper cannot be used")?;
         Ok(Some((name.clone(), pepper)))
     }
-}
-
-/// As the configuration reads it: without the newline at the end.
-fn read_secret(path: &Path) -> std::io::Result<Secret> {
-    let mut text = std::fs::read_to_string(path)?;
-    let length = text.strip_suffix('\n').map_or(text.len(), str::len);
-    text.truncate(length);
-    Ok(Secret::new(text))
 }
 
 fn present(made: &NewKey) -> String {

@@ -182,6 +182,21 @@ impl<'a> Check<'a, '_> {
         value.0
     }
 
+    /// As [`Check::between`], where finer than seconds is not kept.
+    fn seconds(
+        &mut self,
+        value: DurationText,
+        least: Duration,
+        most: Duration,
+        path: KeyPath<'_>,
+    ) -> Duration {
+        if value.0.subsec_nanos() > 0 {
+            let allowed = "expected whole seconds";
+            self.report.mistake(path, format_duration(value.0), allowed);
+        }
+        self.between(value, least, most, path)
+    }
+
     /// A size of 1 to `most` bytes.
     fn size(&mut self, value: SizeText, most: u64, path: KeyPath<'_>) -> u64 {
         if value.0 == 0 || value.0 > most {
@@ -195,6 +210,10 @@ impl<'a> Check<'a, '_> {
     }
 
     fn path(&mut self, written: &std::path::Path, path: KeyPath<'_>) -> PathBuf {
+        if written.as_os_str().as_encoded_bytes().contains(&0) {
+            self.report
+                .mistake(path, "a path with a NUL", "no file has such a name");
+        }
         if written.as_os_str().is_empty() {
             self.report
                 .mistake(path, "an empty path", "expected the path of a file");

@@ -17,6 +17,7 @@ mod nearest;
 pub mod networks;
 mod overlay;
 mod position;
+pub mod regular;
 pub mod schema;
 pub mod secret;
 pub mod settings;

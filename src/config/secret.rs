@@ -246,6 +246,14 @@ pub fn is_reference(text: &str) -> bool {
     parse(text).is_some()
 }
 
+/// Reads a secret from a file that a command line names, as `${file:…}` would.
+pub fn read_file(path: &Path) -> Result<Secret, SecretError> {
+    let reference = Reference::File(path.to_owned());
+    let (value, _) = read(path, &reference)?;
+    judge(&value, &reference)?;
+    Ok(Secret(value))
+}
+
 /// Reads a reference, or nothing if `text` is not one.
 fn parse(text: &str) -> Option<Reference> {
     let (kind, name) = text

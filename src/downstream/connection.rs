@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::proof::ClientProof;
+use super::proof::{ClientTrust, Shown};
 use super::resets::Resets;
 use super::transport::Transport;
 use crate::request::refusal::{Code, Family, Refusal};
@@ -64,7 +64,7 @@ pub struct ConnectionState {
     /// Which listener took it in, in the order of the configuration.
     pub listener: usize,
     /// What the handshake showed of the client.
-    proof: OnceLock<ClientProof>,
+    shown: OnceLock<Shown>,
     phase: AtomicU8,
     linger: AtomicBool,
     killed: AtomicBool,
@@ -77,7 +77,7 @@ impl ConnectionState {
         Arc::new(Self {
             peer,
             listener,
-            proof: OnceLock::new(),
+            shown: OnceLock::new(),
             phase: AtomicU8::new(Phase::Head as u8),
             linger: AtomicBool::new(false),
             killed: AtomicBool::new(false),
@@ -96,9 +96,9 @@ impl ConnectionState {
             .downcast_ref::<Arc<Self>>()
     }
 
-    /// The client's certificate, or why it is none.
-    pub fn proof(&self) -> &ClientProof {
-        self.proof.get().unwrap_or(&ClientProof::None)
+    /// The certificate that the client showed, if it did.
+    pub fn shown(&self) -> Option<&Shown> {
+        self.shown.get()
     }
 
     /// A head has come in whole.
@@ -191,12 +191,15 @@ impl Connection {
     }
 
     /// Shakes hands first. The head's clock starts after it; the handshake's is the caller's.
+    /// `trust` is by what the client's certificate is judged, with the generation that `acceptor`
+    /// was made with.
     ///
     /// # Errors
     /// If the handshake fails.
     pub async fn tls(
         socket: TcpStream,
         acceptor: &SslAcceptor,
+        (trust, generation): (Arc<ClientTrust>, u64),
         state: Arc<ConnectionState>,
         options: ConnectionOptions,
     ) -> io::Result<Self> {
@@ -205,7 +208,9 @@ impl Connection {
             .map_err(io::Error::other)?;
         tls.accept().await.map_err(io::Error::other)?;
         if let Some(ssl) = tls.get_ssl() {
-            let _ = state.proof.set(ClientProof::of(ssl));
+            if let Some(shown) = Shown::of(ssl, trust, generation) {
+                let _ = state.shown.set(shown);
+            }
         }
         let mut peeked = Vec::new();
         if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {

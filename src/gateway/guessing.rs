@@ -16,8 +16,10 @@
 //!   They notice only while their own address is over its limit.
 //!
 //! A credential that was good and no longer is (revoked, expired) stays known until displaced. That
-//! lets it be heard and refused again and gives no room to guess, provided that the fingerprint
-//! covers all that is secret in it.
+//! lets it be heard and refused again. A fingerprint covers all that is secret in a credential, so
+//! that gives no room to guess; but for signed requests, which are never the same twice and are
+//! known by their key id. Who calls from a signer's address may try signatures at leisure, against
+//! 256 bits and at the price of one HMAC each.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;

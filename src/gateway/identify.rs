@@ -9,30 +9,44 @@ use http::header;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::config::settings::{Accepted, Listener};
+use crate::config::settings::Listener;
 use crate::context::{Context, Stage};
-use crate::downstream::proof::ClientProof;
+use crate::downstream::proof::{ClientProof, Shown};
+use crate::identity::certificate::CertificateNames;
 use crate::identity::client_address;
 use crate::identity::directory::{Caller, Identity};
 use crate::identity::reason::Reason;
 use crate::identity::signed_request::canonical::Target;
 use crate::request::refusal::{Code, Refusal};
+use crate::snapshot::Snapshot;
 
 impl Gateway {
     pub(super) fn identify(&self, session: &Session, ctx: &mut Context) -> Result<(), Refusal> {
         let began = Instant::now();
-        let address = client_address(session, ctx)?;
+        let (connection, snapshot) = (ctx.connection.clone(), ctx.snapshot.clone());
+        let listeners = &snapshot.settings.server.listeners;
+        let known = connection
+            .as_ref()
+            .and_then(|connection| Some((connection, listeners.get(connection.listener)?)));
+        let Some((connection, listener)) = known else {
+            // Nobody knows what would be asked of this caller.
+            return Err(Refusal::new(Code::Internal, "The connection is not known."));
+        };
+        let address = client_address(session, connection.peer.ip(), listener)?;
         ctx.client = Some(address);
-        let identity = self.judge(session, ctx, address).map_err(|reason| {
-            self.metrics
-                .authentication_failures
-                .with_label_values(&[reason.as_str()])
-                .inc();
-            if reason.may_be_a_guess() {
-                self.guessing.failed(address);
-            }
-            reason.refuse()
-        })?;
+        let from = (connection.shown(), listener);
+        let identity = self
+            .judge(session, &snapshot, from, address)
+            .map_err(|reason| {
+                self.metrics
+                    .authentication_failures
+                    .with_label_values(&[reason.as_str()])
+                    .inc();
+                if reason.may_be_a_guess() {
+                    self.guessing.failed(address);
+                }
+                reason.refuse()
+            })?;
         if let Stage::Entered(surface) = std::mem::replace(&mut ctx.stage, Stage::Received) {
             ctx.stage = Stage::Identified(surface, identity);
         }
@@ -40,19 +54,23 @@ impl Gateway {
         Ok(())
     }
 
-    fn judge(&self, session: &Session, ctx: &Context, address: IpAddr) -> Result<Identity, Reason> {
-        let proof = ctx
-            .connection
-            .as_ref()
-            .map_or(&ClientProof::None, |connection| connection.proof());
+    fn judge(
+        &self,
+        session: &Session,
+        snapshot: &Snapshot,
+        (shown, listener): (Option<&Shown>, &Listener),
+        address: IpAddr,
+    ) -> Result<Identity, Reason> {
+        let now = now();
+        let proof = shown.map(|shown| shown.proof(now));
+        let proof = proof.as_deref().unwrap_or(&ClientProof::None);
         let fingerprint = self.fingerprint(session, proof);
-        let limit = ctx.snapshot.settings.identity.failed_attempts_per_minute;
+        let limit = snapshot.settings.identity.failed_attempts_per_minute;
         if !self.guessing.known(address, fingerprint)
             && let Some(wait) = self.guessing.is_throttled(address, limit)
         {
             return Err(Reason::Throttled(wait));
         }
-        let listener = listener(ctx);
         let request = session.req_header();
         let (path, query) = split(request.raw_path());
         let caller = Caller {
@@ -64,11 +82,11 @@ impl Gateway {
             },
             certificate: certificate(proof, listener)?,
             address,
-            accept: listener.map_or(Accepted::ALL, |listener| listener.accept),
-            anonymous: listener.and_then(|listener| listener.anonymous_tenant.as_ref()),
-            now: now(),
+            accept: listener.accept,
+            anonymous: listener.anonymous_tenant.as_ref(),
+            now,
         };
-        let identity = ctx.snapshot.directory.identify(&caller)?;
+        let identity = snapshot.directory.identify(&caller)?;
         self.guessing.succeeded(address, fingerprint);
         Ok(identity)
     }
@@ -100,11 +118,9 @@ impl Gateway {
 /// The certificate the directory may look at.
 fn certificate<'a>(
     proof: &'a ClientProof,
-    listener: Option<&Listener>,
-) -> Result<Option<&'a crate::identity::certificate::CertificateNames>, Reason> {
-    let clients = listener
-        .and_then(|listener| listener.tls.as_ref())
-        .and_then(|tls| tls.clients.as_ref());
+    listener: &Listener,
+) -> Result<Option<&'a CertificateNames>, Reason> {
+    let clients = listener.tls.as_ref().and_then(|tls| tls.clients.as_ref());
     match proof {
         ClientProof::Good(names) => Ok(Some(names)),
         ClientProof::Bad(why) => Err(Reason::BadCertificate(why)),
@@ -115,16 +131,7 @@ fn certificate<'a>(
     }
 }
 
-fn client_address(session: &Session, ctx: &Context) -> Result<IpAddr, Refusal> {
-    let peer = ctx
-        .connection
-        .as_ref()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |connection| {
-            connection.peer.ip()
-        });
-    let Some(listener) = listener(ctx) else {
-        return Ok(peer);
-    };
+fn client_address(session: &Session, peer: IpAddr, listener: &Listener) -> Result<IpAddr, Refusal> {
     client_address::effective(
         peer,
         &session.req_header().headers,
@@ -132,11 +139,6 @@ fn client_address(session: &Session, ctx: &Context) -> Result<IpAddr, Refusal> {
         listener.forwarded_by,
     )
     .map_err(|why| Refusal::new(Code::BadRequest, format!("{why}.")))
-}
-
-fn listener(ctx: &Context) -> Option<&Listener> {
-    let number = ctx.connection.as_ref()?.listener;
-    ctx.snapshot.settings.server.listeners.get(number)
 }
 
 /// Path and query as sent. Texts, since the head was found clean.

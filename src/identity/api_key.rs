@@ -17,6 +17,8 @@ pub const PREFIX: &str = "tg_";
 const SECRET_LENGTH: usize = 43;
 /// 32 bits in base 62.
 const CHECKSUM_LENGTH: usize = 6;
+/// Ids have 64 characters at most.
+const MOST_KEY: usize = PREFIX.len() + 64 + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Why a text is no key of ours.
@@ -41,6 +43,9 @@ pub struct NewKey {
 /// If the text is not shaped like a key or its checksum does not fit.
 pub fn id(key: &str) -> Result<&str, KeyError> {
     let rest = key.strip_prefix(PREFIX).ok_or(KeyError::Foreign)?;
+    if key.len() > MOST_KEY {
+        return Err(KeyError::Damaged);
+    }
     let (id, secret) = rest.rsplit_once('_').ok_or(KeyError::Damaged)?;
     if id.is_empty() || secret.len() != SECRET_LENGTH + CHECKSUM_LENGTH {
         return Err(KeyError::Damaged);

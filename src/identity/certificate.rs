@@ -10,7 +10,7 @@ use openssl::x509::X509Ref;
 
 use crate::config::settings::CertificateName;
 
-/// Names taken from one certificate; the rest is left alone. RFC 5280 sets no bound, we do.
+/// One with more names has none but its fingerprint. RFC 5280 sets no bound, we do.
 const MOST_NAMES: usize = 100;
 
 /// The names of a verified client certificate, the most telling first: fingerprint, URIs, DNS
@@ -36,7 +36,11 @@ impl CertificateNames {
                 .filter_map(|name| name.dnsname())
                 .map(|name| CertificateName::SanDns(name.to_ascii_lowercase())),
         );
-        names.truncate(MOST_NAMES);
+        if names.len() > MOST_NAMES {
+            // Not to be searched for the one that fits; the fingerprint is the whole of it.
+            names.truncate(1);
+            return Self(names);
+        }
         // Two common names are one too many to choose from.
         let mut subjects = certificate
             .subject_name()

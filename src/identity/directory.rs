@@ -22,14 +22,15 @@ use super::signed_request::nonces::Claim;
 use super::signed_request::{self, SignatureError, Signed, Window};
 use super::standing::{LastUse, Standing};
 use super::token::cache::{self, Verified};
-use super::token::{DEFAULT_MAX_BYTES, Unverified};
+use super::token::{DEFAULT_MAX_BYTES, TokenError, Unverified};
 use crate::config::secret::Secret;
 use crate::config::settings::{
     Accepted, CertificateName, Credential, CredentialKind, KeyHash, Settings, Tenant, TenantId,
     Validity,
 };
 
-/// Verified tokens that are remembered, some 200 bytes each.
+/// Verified tokens that are remembered: some 200 bytes each, and the names of the models that one
+/// is narrowed to.
 const TOKEN_CACHE: usize = 16 * 1024;
 
 /// A caller whose credential was found good.
@@ -129,8 +130,9 @@ impl Directory {
                 directory.add(tenant, credential);
             }
         }
+        let models = Arc::new(settings.models.keys().cloned().collect());
         for issuer in &settings.identity.tokens {
-            let made = Issuer::new(issuer, &directory.standing)?;
+            let made = Issuer::new(issuer, Arc::clone(&models), &directory.standing)?;
             directory.issuers.insert(issuer.issuer.clone(), made);
         }
         Ok(directory)
@@ -227,17 +229,21 @@ impl Directory {
     fn by_key(&self, text: &str, now: i64) -> Result<Identity, Reason> {
         let id = api_key::id(text).map_err(|_| Reason::NotAKey)?;
         let entry = self.keys.get(id);
-        // An unknown id is hashed and compared too, against nothing that could match.
-        let matches = match entry.map(|entry| &entry.hash) {
-            Some(KeyHash::Sha256(hash)) => api_key::hash(text).ct_eq(hash),
-            Some(KeyHash::Peppered { pepper, hash }) => self.peppered(pepper, text).ct_eq(hash),
-            None => match self.peppers.keys().next() {
-                Some(pepper) => self.peppered(pepper, text).ct_eq(&[0; 32]),
-                None => api_key::hash(text).ct_eq(&[0; 32]),
-            },
+        // Every key costs the same, an unknown one included: hashed, and where there are peppers
+        // hashed with one of them as well.
+        let plain = api_key::hash(text);
+        let peppered = match entry.map(|entry| &entry.hash) {
+            Some(KeyHash::Peppered { pepper, .. }) => self.peppers.get(pepper),
+            _ => self.peppers.values().next(),
         };
+        let peppered = peppered.map(|pepper| pepper.hash(text));
         let entry = entry.ok_or(Reason::UnknownId)?;
-        if !bool::from(matches) {
+        let matches = match (&entry.hash, peppered) {
+            (KeyHash::Sha256(hash), _) => plain.ct_eq(hash).into(),
+            (KeyHash::Peppered { hash, .. }, Some(peppered)) => peppered.ct_eq(hash).into(),
+            (KeyHash::Peppered { .. }, None) => false,
+        };
+        if !matches {
             return Err(Reason::WrongSecret);
         }
         counts(&entry.validity, now)?;
@@ -245,13 +251,10 @@ impl Directory {
         Ok(entry.identity.clone())
     }
 
-    fn peppered(&self, pepper: &str, text: &str) -> [u8; 32] {
-        self.peppers
-            .get(pepper)
-            .map_or([0; 32], |pepper| pepper.hash(text))
-    }
-
     fn by_token(&self, text: &str, now: i64) -> Result<Identity, Reason> {
+        if text.len() > DEFAULT_MAX_BYTES {
+            return Err(Reason::Token(TokenError::TooLarge));
+        }
         let fingerprint = cache::digest(text);
         let generation = self.standing.generation();
         if let Some(identity) = self.verified.get(&fingerprint, generation, now) {

@@ -9,12 +9,11 @@ use super::directory::Identity;
 use super::reason::Reason;
 use super::standing::{KeySource, Standing};
 use super::token::{self, Algorithm, Claims, KeySet, Rules, TokenError, Unverified};
+use crate::config::regular;
 use crate::config::settings::{
     CredentialKind, Tenant, TenantId, TokenAlgorithm, TokenIssuer, TokenKeys,
 };
 
-/// Bytes of a file with keys; a hundred keys are some 60 KiB.
-const MOST_KEY_BYTES: u64 = 1 << 20;
 /// Characters of a subject in the log.
 const MOST_SUBJECT: usize = 64;
 
@@ -41,6 +40,8 @@ pub struct Issuer {
     tenant_claim: String,
     tenant_map: Option<BTreeMap<String, TenantId>>,
     models_claim: Option<String>,
+    /// Every public model name.
+    models: Arc<HashSet<String>>,
 }
 
 enum Keys {
@@ -49,19 +50,23 @@ enum Keys {
 }
 
 impl Issuer {
-    pub fn new(settings: &TokenIssuer, standing: &Standing) -> Result<Self, IssuerError> {
+    pub fn new(
+        settings: &TokenIssuer,
+        models: Arc<HashSet<String>>,
+        standing: &Standing,
+    ) -> Result<Self, IssuerError> {
         let algorithm = algorithm(settings.algorithm);
         let bad = |cause| IssuerError::Keys {
             issuer: settings.id.clone(),
             cause,
         };
         let keys = match &settings.keys {
-            TokenKeys::Url { url, .. } => Keys::Fetched(standing.source(url, settings.algorithm)),
+            TokenKeys::Url { .. } => Keys::Fetched(standing.source(settings)),
             TokenKeys::Secret(secret) => {
                 Keys::Fixed(KeySet::from_secret(secret.expose().as_bytes()).map_err(bad)?)
             }
             TokenKeys::File(path) => {
-                let bytes = read(path).map_err(|cause| IssuerError::Unreadable {
+                let bytes = regular::read(path).map_err(|cause| IssuerError::Unreadable {
                     issuer: settings.id.clone(),
                     path: path.clone(),
                     cause,
@@ -83,6 +88,7 @@ impl Issuer {
             tenant_claim: settings.tenant_claim.clone(),
             tenant_map: settings.tenant_map.clone(),
             models_claim: settings.models_claim.clone(),
+            models,
         })
     }
 
@@ -141,7 +147,9 @@ impl Issuer {
         if names.contains(&"*") {
             return None;
         }
-        Some(Arc::new(names.into_iter().map(str::to_owned).collect()))
+        // Only names that exist: what a token says is remembered, and must not fill the memory.
+        let known = names.into_iter().filter(|name| self.models.contains(*name));
+        Some(Arc::new(known.map(str::to_owned).collect()))
     }
 }
 
@@ -162,12 +170,4 @@ fn key_set(bytes: &[u8], algorithm: Algorithm) -> Result<KeySet, token::KeySetEr
     } else {
         KeySet::from_pem(bytes, algorithm)
     }
-}
-
-fn read(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MOST_KEY_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

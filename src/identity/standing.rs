@@ -5,6 +5,7 @@
 //! reload.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -13,12 +14,14 @@ use parking_lot::Mutex;
 
 use super::signed_request::nonces::Nonces;
 use super::token::KeySet;
-use crate::config::settings::{CredentialKind, SignedRequests, TokenAlgorithm};
+use crate::config::settings::{
+    CredentialKind, SignedRequests, TokenAlgorithm, TokenIssuer, TokenKeys,
+};
 
 /// See the module.
 pub struct Standing {
     pub nonces: Nonces,
-    sources: Mutex<HashMap<(String, TokenAlgorithm), Arc<KeySource>>>,
+    sources: Mutex<HashMap<SourceName, Arc<KeySource>>>,
     uses: Mutex<HashMap<(CredentialKind, String), Arc<LastUse>>>,
     /// Counts every change of any key set, so that what was verified before is verified anew.
     generation: Arc<AtomicU64>,
@@ -38,11 +41,22 @@ impl Standing {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The key set behind a URL; the same for every configuration that names it.
-    pub fn source(&self, url: &str, algorithm: TokenAlgorithm) -> Arc<KeySource> {
+    /// The key set that an issuer's URL leads to; the same for every configuration in which the
+    /// issuer trusts the same source for the same purpose.
+    pub fn source(&self, issuer: &TokenIssuer) -> Arc<KeySource> {
+        let (url, ca) = match &issuer.keys {
+            TokenKeys::Url { url, ca, .. } => (url.clone(), ca.clone()),
+            TokenKeys::File(_) | TokenKeys::Secret(_) => Default::default(),
+        };
+        let name = SourceName {
+            issuer: issuer.id.clone(),
+            algorithm: issuer.algorithm,
+            url,
+            ca,
+        };
         self.sources
             .lock()
-            .entry((url.to_owned(), algorithm))
+            .entry(name)
             .or_insert_with(|| {
                 Arc::new(KeySource {
                     keys: ArcSwapOption::empty(),
@@ -53,6 +67,14 @@ impl Standing {
             .clone()
     }
 
+    /// Forgets key sets of issuers that a configuration no longer has: an issuer that comes back
+    /// must not be judged by keys it had before.
+    pub fn forget_others(&self, issuers: &[Arc<TokenIssuer>]) {
+        self.sources
+            .lock()
+            .retain(|name, _| issuers.iter().any(|issuer| issuer.id == name.issuer));
+    }
+
     pub fn last_use(&self, kind: CredentialKind, id: &str) -> Arc<LastUse> {
         self.uses
             .lock()
@@ -60,6 +82,15 @@ impl Standing {
             .or_default()
             .clone()
     }
+}
+
+/// What tells one key set from another.
+#[derive(PartialEq, Eq, Hash)]
+struct SourceName {
+    issuer: String,
+    algorithm: TokenAlgorithm,
+    url: String,
+    ca: Option<PathBuf>,
 }
 
 /// Keys that someone else fetches.

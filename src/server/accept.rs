@@ -276,9 +276,12 @@ impl Serve {
         let connection = match &self.manner.tls {
             None => Connection::plain(socket, state, self.options)?,
             Some(acceptor) => {
+                let trust = acceptor.trust().clone();
                 let acceptor = acceptor.current();
+                let (acceptor, generation) = &*acceptor;
+                let trust = (trust, *generation);
                 let left = self.place.handshake_time().saturating_sub(began.elapsed());
-                let shaken = Connection::tls(socket, &acceptor, state, self.options);
+                let shaken = Connection::tls(socket, acceptor, trust, state, self.options);
                 tokio::time::timeout(left, shaken)
                     .await
                     .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake"))??

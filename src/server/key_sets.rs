@@ -122,13 +122,10 @@ impl KeySets {
     }
 
     fn is_due(&self, followed: &mut Followed, now: Instant) -> bool {
-        let TokenKeys::Url { url, .. } = &followed.settings.keys else {
-            return false;
-        };
         let Some(source) = &mut followed.idle else {
             return false;
         };
-        let shared = self.standing.source(url, followed.settings.algorithm);
+        let shared = self.standing.source(&followed.settings);
         if shared.take_wanted() {
             source.schedule.unknown_key_seen(now);
         }
@@ -141,7 +138,7 @@ impl KeySets {
         let TokenKeys::Url { url, ca, .. } = &issuer.keys else {
             return source;
         };
-        let shared = self.standing.source(url, issuer.algorithm);
+        let shared = self.standing.source(&issuer);
         let fetched = self.fetch(&mut source, url, ca.as_deref()).await;
         let result = match fetched {
             Ok(keys) => {

@@ -93,6 +93,8 @@ impl Reloader {
         if difference.needs_restart.is_empty() {
             keep_configuration(&snapshot.settings.server.state_dir, &loaded.kept);
         }
+        self.standing
+            .forget_others(&snapshot.settings.identity.tokens);
         self.current.store(Arc::new(snapshot));
         self.reloaded.notify_one();
         self.sources.taken_over(&reading.layers);

@@ -14,7 +14,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 
 use super::reload::{Reloader, seconds_now};
-use super::tls::{Acceptor, CertificateError, Fresh};
+use super::tls::{Acceptor, CertificateError, Fresh, expired};
 use super::watch::{Look, SETTLE, Stamps, Watch};
 use crate::config::settings::{Listener, ListenerTls, Settings, TokenKeys};
 use crate::identity::expiry;
@@ -44,7 +44,7 @@ impl Certificates {
                 continue;
             };
             let fresh = Fresh::read(tls)?;
-            if let Some(path) = fresh.expired(now()) {
+            if let Some(path) = expired(&fresh.certificates, now()) {
                 error!(
                     "Serving a certificate that has expired. listener={} certificate={}",
                     listener.address,
@@ -91,13 +91,14 @@ impl Certificates {
     }
 
     fn replace(&self, listener: &Listener, acceptor: &Acceptor, fresh: Fresh) {
-        let good = acceptor.current().expired(now()).is_none();
-        if let Some(path) = fresh.expired(now()).filter(|_| good) {
+        let good = expired(&acceptor.served(), now()).is_none();
+        if let Some(path) = expired(&fresh.certificates, now()).filter(|_| good) {
             error!(
                 "Not taking over a certificate that has expired; the one in use stays. listener={} certificate={}",
                 listener.address,
                 path.display()
             );
+            acceptor.replace_trust(fresh);
             self.count("expired");
             return;
         }
@@ -209,9 +210,11 @@ impl FileWatch {
         }
         let certificates = &self.reloader.certificates;
         for (listener, _, acceptor) in certificates.pairs(&settings.server.listeners) {
-            let fresh = acceptor.current();
-            let ending = fresh.certificates.iter();
-            for served in ending.filter(|served| served.not_after <= horizon) {
+            for served in acceptor
+                .served()
+                .iter()
+                .filter(|served| served.not_after <= horizon)
+            {
                 warn!(
                     "A certificate ends soon. listener={} certificate={} not_after={}",
                     listener.address,

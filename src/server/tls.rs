@@ -5,27 +5,32 @@
 //! them, curves Mozilla's too. Several certificates are told apart by the name that the client asks for.
 //!
 //! A client certificate that is not to be trusted does not end the handshake: the client is told
-//! by a 401 in its own dialect instead of an alert that no SDK shows ([`ClientProof`]).
+//! by a 401 in its own dialect instead of an alert that no SDK shows (`downstream/proof.rs`).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
+use openssl::pkey::PKey;
 use openssl::ssl::{
     AlpnError, NameType, SniError, SslAcceptor, SslAcceptorBuilder, SslContext, SslFiletype,
     SslMethod, SslOptions, SslRef, SslVerifyMode, SslVersion,
 };
-use openssl::x509::store::{X509Lookup, X509StoreBuilder};
+use openssl::stack::Stack;
+use openssl::x509::store::{X509Lookup, X509Store, X509StoreBuilder};
 use openssl::x509::verify::X509VerifyFlags;
-use openssl::x509::{X509, X509Name, X509Ref};
+use openssl::x509::{X509, X509PurposeId, X509Ref};
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
 
+use crate::config::regular;
 use crate::config::settings::{
     CipherPolicy, ClientCertificates, ListenerTls, TlsFiles, TlsVersion,
 };
+use crate::downstream::proof::{ClientTrust, unix_seconds};
 
 /// ALPN wire names, best first.
 const ALPN: &[u8] = b"\x02h2\x08http/1.1";
@@ -38,14 +43,17 @@ const SESSION_CONTEXT: &[u8] = b"tidegate";
 /// Why a listener's certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
+    #[error("cannot read {path}: {cause}")]
+    Unreadable {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
     #[error("cannot use the certificate {path}: {cause}")]
     Certificate { path: PathBuf, cause: ErrorStack },
     #[error("cannot use the private key {path}: {cause}")]
     PrivateKey { path: PathBuf, cause: ErrorStack },
     #[error("the private key {key} does not belong to the certificate {certificate}")]
     Mismatch { certificate: PathBuf, key: PathBuf },
-    #[error("the certificate {0} has expired")]
-    Expired(PathBuf),
     #[error("cannot use the client authorities {path}: {cause}")]
     ClientCa { path: PathBuf, cause: ErrorStack },
     #[error("cannot use the revocation lists {path}: {cause}")]
@@ -69,6 +77,8 @@ pub struct Served {
 pub struct Fresh {
     acceptor: SslAcceptor,
     pub certificates: Vec<Served>,
+    /// To judge clients again after the handshake.
+    clients: Option<X509Store>,
 }
 
 impl Fresh {
@@ -105,48 +115,68 @@ impl Fresh {
         if names.values().any(Option::is_some) {
             builder.set_servername_callback(move |ssl, _| choose(&names, ssl));
         }
+        let clients = tls.clients.as_ref().map(client_store).transpose()?;
         Ok(Self {
             acceptor: builder.build(),
             certificates,
+            clients,
         })
-    }
-
-    /// The first certificate whose time is over.
-    pub fn expired(&self, now: i64) -> Option<&Path> {
-        let mut served = self.certificates.iter();
-        served
-            .find(|served| served.not_after <= now)
-            .map(|served| served.path.as_path())
     }
 }
 
 /// A listener's TLS, replaceable while connections come in.
 pub struct Acceptor {
-    current: ArcSwap<Fresh>,
+    /// With the generation of `trust` that it was made with.
+    current: ArcSwap<(SslAcceptor, u64)>,
+    served: Mutex<Vec<Served>>,
+    trust: Arc<ClientTrust>,
 }
 
 impl Acceptor {
     pub fn new(fresh: Fresh) -> Self {
+        let trust = Arc::new(ClientTrust::default());
+        let generation = trust.replace(fresh.clients);
         Self {
-            current: ArcSwap::from_pointee(fresh),
+            current: ArcSwap::from_pointee((fresh.acceptor, generation)),
+            served: Mutex::new(fresh.certificates),
+            trust,
         }
     }
 
-    /// Serves the next handshakes with `fresh`; running connections keep what they have.
+    /// Serves the next handshakes with `fresh`; running connections keep what they have, but their
+    /// clients are judged anew.
     pub fn replace(&self, fresh: Fresh) {
-        self.current.store(Arc::new(fresh));
+        let generation = self.trust.replace(fresh.clients);
+        self.current.store(Arc::new((fresh.acceptor, generation)));
+        *self.served.lock() = fresh.certificates;
     }
 
-    pub fn current(&self) -> Arc<Fresh> {
+    /// Judges clients by `fresh` and leaves the certificates as they are.
+    pub fn replace_trust(&self, fresh: Fresh) {
+        self.trust.replace(fresh.clients);
+    }
+
+    pub fn current(&self) -> Arc<(SslAcceptor, u64)> {
         self.current.load_full()
+    }
+
+    /// The certificates in service.
+    pub fn served(&self) -> Vec<Served> {
+        self.served.lock().clone()
+    }
+
+    /// By what clients are judged.
+    pub fn trust(&self) -> &Arc<ClientTrust> {
+        &self.trust
     }
 }
 
-impl std::ops::Deref for Fresh {
-    type Target = SslAcceptor;
-    fn deref(&self) -> &SslAcceptor {
-        &self.acceptor
-    }
+/// The first certificate whose time is over at `now`, in Unix seconds.
+pub fn expired(certificates: &[Served], now: i64) -> Option<&Path> {
+    certificates
+        .iter()
+        .find(|served| served.not_after <= now)
+        .map(|served| served.path.as_path())
 }
 
 fn builder(tls: &ListenerTls) -> Result<SslAcceptorBuilder, CertificateError> {
@@ -186,23 +216,40 @@ fn load(builder: &mut SslAcceptorBuilder, files: &TlsFiles) -> Result<X509, Cert
         path: certificate.clone(),
         cause,
     };
-    builder
-        .set_certificate_chain_file(certificate)
-        .map_err(bad_certificate)?;
-    builder
-        .set_private_key_file(private_key, SslFiletype::PEM)
-        .map_err(|cause| CertificateError::PrivateKey {
-            path: private_key.clone(),
-            cause,
-        })?;
-    builder
-        .check_private_key()
-        .map_err(|_| CertificateError::Mismatch {
+    let mut chain = X509::stack_from_pem(&read(certificate)?)
+        .map_err(bad_certificate)?
+        .into_iter();
+    let leaf = chain
+        .next()
+        .ok_or_else(|| bad_certificate(ErrorStack::get()))?;
+    builder.set_certificate(&leaf).map_err(bad_certificate)?;
+    for authority in chain {
+        builder
+            .add_extra_chain_cert(authority)
+            .map_err(bad_certificate)?;
+    }
+    let bad_key = |cause| CertificateError::PrivateKey {
+        path: private_key.clone(),
+        cause,
+    };
+    // OpenSSL would ask the terminal for the passphrase of an encrypted key.
+    let pem = Zeroizing::new(read(private_key)?);
+    let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)).map_err(bad_key)?;
+    if !leaf.public_key().is_ok_and(|public| public.public_eq(&key)) {
+        return Err(CertificateError::Mismatch {
             certificate: certificate.clone(),
             key: private_key.clone(),
-        })?;
-    let pem = std::fs::read(certificate).unwrap_or_default();
-    X509::from_pem(&pem).map_err(bad_certificate)
+        });
+    }
+    builder.set_private_key(&key).map_err(bad_key)?;
+    Ok(leaf)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    regular::read(path).map_err(|cause| CertificateError::Unreadable {
+        path: path.to_owned(),
+        cause,
+    })
 }
 
 /// Asks clients for a certificate and remembers the verdict on it; what follows from the verdict
@@ -211,23 +258,41 @@ fn ask_clients(
     builder: &mut SslAcceptorBuilder,
     clients: &ClientCertificates,
 ) -> Result<(), CertificateError> {
-    let bad_ca = |cause| CertificateError::ClientCa {
+    let mut names = Stack::new()?;
+    for authority in authorities(clients)? {
+        names.push(authority.subject_name().to_owned()?)?;
+    }
+    builder.set_client_ca_list(names);
+    builder.set_verify_cert_store(client_store(clients)?)?;
+    builder.set_verify_callback(SslVerifyMode::PEER, |_, _| true);
+    Ok(())
+}
+
+fn authorities(clients: &ClientCertificates) -> Result<Vec<X509>, CertificateError> {
+    let bad = |cause| CertificateError::ClientCa {
         path: clients.ca.clone(),
         cause,
     };
-    let names = X509Name::load_client_ca_file(&clients.ca).map_err(bad_ca)?;
-    builder.set_client_ca_list(names);
-    let mut store = X509StoreBuilder::new()?;
-    store
-        .add_lookup(X509Lookup::file())?
-        .load_cert_file(&clients.ca, SslFiletype::PEM)
-        .map_err(bad_ca)?;
-    let authorities = std::fs::read(&clients.ca).unwrap_or_default();
-    for authority in X509::stack_from_pem(&authorities).map_err(bad_ca)? {
-        // One that is in already is no mistake.
-        let _ = store.add_cert(authority);
+    let authorities = X509::stack_from_pem(&read(&clients.ca)?).map_err(bad)?;
+    if authorities.is_empty() {
+        return Err(bad(ErrorStack::get()));
     }
+    Ok(authorities)
+}
+
+/// By what clients' certificates are judged. With revocation lists, every authority of a chain
+/// must have one: a revoked intermediate takes all with it.
+fn client_store(clients: &ClientCertificates) -> Result<X509Store, CertificateError> {
+    let mut store = X509StoreBuilder::new()?;
+    for authority in authorities(clients)? {
+        store.add_cert(authority)?;
+    }
+    store.set_purpose(X509PurposeId::SSL_CLIENT)?;
     if let Some(crl) = &clients.crl {
+        regular::check(crl).map_err(|cause| CertificateError::Unreadable {
+            path: crl.clone(),
+            cause,
+        })?;
         store
             .add_lookup(X509Lookup::file())?
             .load_crl_file(crl, SslFiletype::PEM)
@@ -235,11 +300,9 @@ fn ask_clients(
                 path: crl.clone(),
                 cause,
             })?;
-        store.set_flags(X509VerifyFlags::CRL_CHECK)?;
+        store.set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)?;
     }
-    builder.set_verify_cert_store(store.build())?;
-    builder.set_verify_callback(SslVerifyMode::PEER, |_, _| true);
-    Ok(())
+    Ok(store.build())
 }
 
 /// The certificate for the name that is asked for: exact, then by wildcard, then the first.
@@ -279,11 +342,6 @@ fn dns_names(leaf: &X509Ref) -> Vec<String> {
         .collect()
 }
 
-fn unix_seconds(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
-    let since = Asn1Time::from_unix(0)?.diff(time)?;
-    Ok(i64::from(since.days) * 86_400 + i64::from(since.secs))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,7 +379,7 @@ mod tests {
         let old = write(folder.path(), "old", &["b.test"], 2021);
         let fresh = Fresh::read(&tls(vec![good.clone(), old.clone()])).unwrap();
         assert_eq!(
-            fresh.expired(1_700_000_000),
+            expired(&fresh.certificates, 1_700_000_000),
             Some(old.certificate.as_path())
         );
         assert_eq!(fresh.certificates[0].not_after, 4_070_908_800);

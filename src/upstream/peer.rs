@@ -21,7 +21,10 @@ use pingora::utils::tls::CertKey;
 use pingora::{Error, ErrorType};
 use sha2::{Digest as _, Sha256};
 
+use zeroize::Zeroizing;
+
 use super::enveloped::Enveloped;
+use crate::config::regular;
 use crate::config::settings::{
     Endpoint, Envelope, TlsFiles, TlsVersion, Upstream, UpstreamProtocol, UpstreamTimeouts,
 };
@@ -220,10 +223,12 @@ fn read_client(files: &TlsFiles) -> Result<CertKey, PeerError> {
         let path = path.to_owned();
         move |cause: String| PeerError::Client { path, cause }
     };
-    let read = |path: &Path| std::fs::read(path).map_err(|cause| bad(path)(cause.to_string()));
+    let read = |path: &Path| regular::read(path).map_err(|cause| bad(path)(cause.to_string()));
     let chain = X509::stack_from_pem(&read(&files.certificate)?)
         .map_err(|cause| bad(&files.certificate)(cause.to_string()))?;
-    let key = PKey::private_key_from_pem(&read(&files.private_key)?)
+    // OpenSSL would ask the terminal for the passphrase of an encrypted key.
+    let pem = Zeroizing::new(read(&files.private_key)?);
+    let key = PKey::private_key_from_pem_callback(&pem, |_| Ok(0))
         .map_err(|cause| bad(&files.private_key)(cause.to_string()))?;
     let leaf = chain
         .first()
@@ -245,7 +250,7 @@ fn plain_peer(address: SocketAddr, tls: bool, server_name: String) -> HttpPeer {
 }
 
 fn read_ca(path: &Path) -> Result<Arc<CaType>, PeerError> {
-    let pem = std::fs::read(path).map_err(|cause| PeerError::CaUnreadable {
+    let pem = regular::read(path).map_err(|cause| PeerError::CaUnreadable {
         path: path.to_owned(),
         cause,
     })?;

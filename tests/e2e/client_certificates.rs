@@ -366,8 +366,8 @@ fn authorities_and_revocation_lists_are_taken_over_when_their_files_change() {
 
     stage.gateway.put(&[("clients.pem", stage.authority.pem())]);
     stage.becomes(&theirs, 401);
-    // The connection from before the revocation was not cut.
-    assert_eq!(before.ask(&question()).status, 200);
+    // The connection from before the revocation was not cut, but its client is judged anew.
+    assert_eq!(before.ask(&question()).status, 401);
     assert_eq!(
         stage.gateway.metric("tidegate_config_reloads_total", &[]),
         0.0

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::{ABOVE_ZERO, Check, url};
+use super::{Check, url};
 use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::nearest::hint;
@@ -19,6 +19,7 @@ use crate::config::text::TimestampText;
 
 /// A year; beyond it a warning is only noise, and a token only a key.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 /// A key set that is asked for more often is load, less often news that comes late.
 const LEAST_REFRESH: Duration = Duration::from_secs(1);
@@ -80,8 +81,8 @@ impl Check<'_, '_> {
             );
         }
         SignedRequests {
-            past: self.between(written.past, ABOVE_ZERO, HOUR, path.key("past")),
-            future: self.between(written.future, Duration::ZERO, HOUR, path.key("future")),
+            past: self.seconds(written.past, SECOND, HOUR, path.key("past")),
+            future: self.seconds(written.future, Duration::ZERO, HOUR, path.key("future")),
             max_nonces: written.max_nonces,
             max_nonces_per_key: written.max_nonces_per_key,
         }
@@ -128,7 +129,7 @@ impl Check<'_, '_> {
             file::TokenAlgorithm::Es256 => TokenAlgorithm::Es256,
             file::TokenAlgorithm::EdDsa => TokenAlgorithm::EdDsa,
         };
-        let max_lifetime = self.between(
+        let max_lifetime = self.seconds(
             written.max_lifetime,
             Duration::ZERO,
             YEAR,
@@ -145,7 +146,7 @@ impl Check<'_, '_> {
             algorithm,
             tenant_claim: written.tenant.claim.clone(),
             tenant_map: self.tenant_map(&written.tenant, file, path.key("tenant")),
-            leeway: self.between(written.leeway, Duration::ZERO, HOUR, path.key("leeway")),
+            leeway: self.seconds(written.leeway, Duration::ZERO, HOUR, path.key("leeway")),
             max_lifetime: (!max_lifetime.is_zero()).then_some(max_lifetime),
             required_claims: required_claims.collect(),
             models_claim: written.models_claim.clone(),

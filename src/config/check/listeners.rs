@@ -94,6 +94,14 @@ impl Check<'_, '_> {
             let path = list.index(index);
             certificates.push(self.tls_files(&files.certificate, &files.private_key, path));
         }
+        if written.client_ca.is_none() && written.client_certificates.is_some() {
+            let allowed = "without authorities nobody is asked for one; add client_ca";
+            self.report.mistake(
+                path.key("client_certificates"),
+                "client_certificates without client_ca",
+                allowed,
+            );
+        }
         if written.client_ca.is_none() && written.client_crl.is_some() {
             let allowed = "without authorities nobody's certificate is looked at; add client_ca";
             self.report.mistake(
@@ -108,7 +116,7 @@ impl Check<'_, '_> {
                 .client_crl
                 .as_ref()
                 .map(|crl| self.path(crl, path.key("client_crl"))),
-            required: written.client_certificates == file::ClientCertificates::Required,
+            required: written.client_certificates != Some(file::ClientCertificates::Optional),
         });
         let policy = match written.policy {
             file::CipherPolicy::Intermediate => CipherPolicy::Intermediate,

@@ -165,8 +165,8 @@ pub struct ListenerTls {
     pub min_version: TlsVersion,
     /// PEM bundle of the authorities whose client certificates are taken. Relative to this file.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must show one.
-    pub client_certificates: ClientCertificates,
+    /// Whether a client must show one. Without it, it must.
+    pub client_certificates: Option<ClientCertificates>,
     /// PEM file with certificate revocation lists, one for each of the client authorities.
     /// Relative to this file.
     pub client_crl: Option<PathBuf>,
@@ -182,7 +182,7 @@ impl Default for ListenerTls {
             policy: CipherPolicy::Intermediate,
             min_version: TlsVersion::V1_2,
             client_ca: None,
-            client_certificates: ClientCertificates::Required,
+            client_certificates: None,
             client_crl: None,
         }
     }

@@ -167,6 +167,7 @@ impl<'a> Around<'a> {
 }
 
 struct Stage {
+    issuer: Arc<config::settings::TokenIssuer>,
     directory: Directory,
     standing: Arc<Standing>,
 }
@@ -177,6 +178,7 @@ impl Stage {
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
         let directory = Directory::new(&settings, standing.clone()).unwrap();
         Self {
+            issuer: settings.identity.tokens[0].clone(),
             directory,
             standing,
         }

@@ -72,12 +72,12 @@ impl Events {
     ) -> Option<Told> {
         while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
             if std::mem::take(&mut self.after_cr) && rest.first() == Some(&b'\n') {
-                self.line_feed(sink, at..at + 1);
+                self.line_feed(rules, sink, at..at + 1);
                 at += 1;
                 continue;
             }
             if let Line::Beginning(before) = self.line {
-                at += self.begin(rest, before, at, sink);
+                at += self.begin(rules, sink, rest, (before, at));
                 continue;
             }
             let found = memchr::memchr2(b'\n', b'\r', rest);
@@ -98,7 +98,11 @@ impl Events {
     /// The stream has ended: an unfinished event is taken as it is.
     pub fn finish(&mut self, rules: &Rules, sink: &mut Sink<'_>) -> Option<Told> {
         if let Line::Beginning(before) = self.line {
-            self.aside(sink, Part::Word(FIELD.get(..before).unwrap_or_default()));
+            self.aside(
+                rules,
+                sink,
+                Part::Word(FIELD.get(..before).unwrap_or_default()),
+            );
         }
         self.line = Line::Beginning(0);
         match self.envelope.take()?.end(rules, sink) {
@@ -115,7 +119,13 @@ impl Events {
     }
 
     /// Tells what kind of line begins; how much of `rest` that took.
-    fn begin(&mut self, rest: &[u8], before: usize, at: usize, sink: &mut Sink<'_>) -> usize {
+    fn begin(
+        &mut self,
+        rules: &Rules,
+        sink: &mut Sink<'_>,
+        rest: &[u8],
+        (before, at): (usize, usize),
+    ) -> usize {
         let wanted = FIELD.get(before..).unwrap_or_default();
         let same = rest.iter().zip(wanted).take_while(|(a, b)| a == b).count();
         if same < wanted.len() && same == rest.len() {
@@ -127,14 +137,14 @@ impl Events {
             let blank = before == 0 && matches!(rest.first(), Some(b'\n' | b'\r'));
             self.line = Line::Other { blank };
             if !blank {
-                self.aside(sink, word);
+                self.aside(rules, sink, word);
             }
             return 0;
         }
         self.line = Line::Data;
         let envelope = self.envelope.get_or_insert_with(|| Envelope::new(LEAD));
-        envelope.between(sink, word);
-        envelope.between(sink, Part::Here(at..at + same));
+        envelope.between(rules, sink, word);
+        envelope.between(rules, sink, Part::Here(at..at + same));
         same
     }
 
@@ -142,7 +152,7 @@ impl Events {
         match (self.line, &mut self.envelope) {
             _ if range.is_empty() => {}
             (Line::Data, Some(envelope)) => envelope.read(rules, sink, range),
-            _ => self.aside(sink, Part::Here(range)),
+            _ => self.aside(rules, sink, Part::Here(range)),
         }
     }
 
@@ -156,10 +166,10 @@ impl Events {
         match (line, &mut self.envelope) {
             (Line::Other { blank: true }, _) => return self.end_event(rules, sink, range),
             (Line::Data, Some(envelope)) => {
-                self.fate = envelope.between(sink, Part::Here(range));
+                self.fate = envelope.between(rules, sink, Part::Here(range));
                 self.owed = self.fate == Fate::Dropped;
             }
-            _ => self.aside(sink, Part::Here(range)),
+            _ => self.aside(rules, sink, Part::Here(range)),
         }
         None
     }
@@ -199,18 +209,18 @@ impl Events {
     }
 
     /// The second half of a line's end.
-    fn line_feed(&mut self, sink: &mut Sink<'_>, range: Range<usize>) {
+    fn line_feed(&mut self, rules: &Rules, sink: &mut Sink<'_>, range: Range<usize>) {
         match (self.fate, &mut self.envelope) {
             (Fate::Passed, _) => sink.pass(range),
             (Fate::Held, Some(envelope)) => {
-                envelope.aside(sink, Part::Here(range));
+                envelope.aside(rules, sink, Part::Here(range));
             }
             (Fate::Held, None) | (Fate::Dropped, _) => {}
         }
     }
 
     /// Bytes beside the data: of other lines of the event, or between events.
-    fn aside(&mut self, sink: &mut Sink<'_>, part: Part) {
+    fn aside(&mut self, rules: &Rules, sink: &mut Sink<'_>, part: Part) {
         let Some(envelope) = &mut self.envelope else {
             self.fate = Fate::Passed;
             return sink.let_out(part);
@@ -218,7 +228,7 @@ impl Events {
         if std::mem::take(&mut self.owed) && envelope.is_good() {
             sink.put(Bytes::from_static(b"\n"));
         }
-        self.fate = envelope.aside(sink, part);
+        self.fate = envelope.aside(rules, sink, part);
     }
 
     /// Ends a line whose own end was dropped.

@@ -180,7 +180,8 @@ impl Envelope {
     }
 
     /// Bytes between the parts of the text: a line's end, the next line's name.
-    pub fn between(&mut self, sink: &mut Sink<'_>, part: Part) -> Fate {
+    pub fn between(&mut self, rules: &Rules, sink: &mut Sink<'_>, part: Part) -> Fate {
+        self.make_room(rules, sink, &part);
         match (self.mode, self.data) {
             (Mode::Undecided, _) => self.hold(sink, &part),
             (Mode::Plain, _) | (Mode::Data, Data::Open { .. }) => {
@@ -192,7 +193,8 @@ impl Envelope {
     }
 
     /// Bytes beside the text, which go with it: another line of the event.
-    pub fn aside(&mut self, sink: &mut Sink<'_>, part: Part) -> Fate {
+    pub fn aside(&mut self, rules: &Rules, sink: &mut Sink<'_>, part: Part) -> Fate {
+        self.make_room(rules, sink, &part);
         match self.mode {
             Mode::Undecided => self.hold(sink, &part),
             Mode::Plain | Mode::Data => {
@@ -215,6 +217,14 @@ impl Envelope {
                 End::Late(self.failure())
             }
             _ => End::Passed,
+        }
+    }
+
+    /// Lines without end must not fill the memory of what waits.
+    fn make_room(&mut self, rules: &Rules, sink: &mut Sink<'_>, part: &Part) {
+        let more = sink.bytes(part).len();
+        if self.mode == Mode::Undecided && self.held.len() + more > MAX_HELD {
+            self.stop_waiting(rules, sink);
         }
     }
 

@@ -110,6 +110,8 @@ impl<'a> Things<'a> {
             TokenKeys::Url { url, refresh, ca } => {
                 let ca = ca.as_ref().map(|ca| format!(" by {}", ca.display()));
                 let every = format_duration(*refresh);
+                // A query may hold a token.
+                let url = url.split('?').next().unwrap_or_default();
                 (
                     text(format!("{url} every {every}{}", ca.unwrap_or_default())),
                     None,

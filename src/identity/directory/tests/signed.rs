@@ -8,7 +8,6 @@ use openssl::sign::Signer as OpenSslSigner;
 use serde_json::json;
 
 use super::*;
-use crate::config::settings::TokenAlgorithm;
 use crate::identity::signed_request::body;
 use crate::identity::token::{Algorithm, KeySet, TokenError};
 
@@ -57,6 +56,7 @@ fn a_signature_counts_once_in_its_time_for_what_it_signs() {
     // The next configuration knows the nonce too.
     let directory = Directory::new(&settings(&tenants()), stage.standing.clone()).unwrap();
     let next = Stage {
+        issuer: stage.issuer.clone(),
         directory,
         standing: stage.standing.clone(),
     };
@@ -107,7 +107,7 @@ fn key_set(key: &PKey<Private>, kid: &str) -> KeySet {
 #[test]
 fn a_verified_token_is_remembered_until_it_expires_or_any_key_set_changes() {
     let stage = Stage::new();
-    let source = stage.standing.source(URL, TokenAlgorithm::EdDsa);
+    let source = stage.standing.source(&stage.issuer);
     let (old, new) = (
         PKey::generate_ed25519().unwrap(),
         PKey::generate_ed25519().unwrap(),
@@ -139,7 +139,7 @@ fn a_token_leads_to_the_tenant_that_its_claim_is_mapped_to() {
     let key = PKey::generate_ed25519().unwrap();
     stage
         .standing
-        .source(URL, TokenAlgorithm::EdDsa)
+        .source(&stage.issuer)
         .replace(key_set(&key, "k1"));
     let ask = |team: &str| stage.ask(&[("x-api-key", &token(&key, team, NOW + 600))], |_| {});
     assert_eq!(ask("p"), Ok("picky/corp/robot7".to_owned()));
@@ -150,6 +150,7 @@ fn a_token_leads_to_the_tenant_that_its_claim_is_mapped_to() {
     tenants[2]["credentials"] = json!([stored("p", json!({}))]);
     let directory = Directory::new(&settings(&tenants), stage.standing.clone()).unwrap();
     let next = Stage {
+        issuer: stage.issuer.clone(),
         directory,
         standing: stage.standing.clone(),
     };
