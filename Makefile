@@ -9,7 +9,13 @@ SHELL := /bin/bash
 UNIT := systemd/tidegate.service
 UNIT_THRESHOLD := 16
 
-.PHONY: help setup build demo test ci fmt fmt-check lint deny advisories conf unit bench release
+# Of each target, one after the other.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs))))
+FUZZ := cargo +nightly fuzz
+FUZZ_BUILD := --sanitizer none --release --debug-assertions
+
+.PHONY: help setup build demo test ci fmt fmt-check lint deny advisories conf unit bench fuzz release
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +78,17 @@ unit: ## check the systemd unit: syntax, and an exposure score of 1.6 or lower
 bench: ## run the benchmarks
 	@.ci/install build
 	cargo bench --locked
+
+# New inputs go to fuzz/corpus, which stays on this machine; the seeds are only read.
+fuzz: ## run each fuzz target for FUZZ_SECONDS (needs a nightly toolchain: fuzz/README.md)
+	@.ci/install build
+	$(FUZZ) build $(FUZZ_BUILD)
+	@for target in $(FUZZ_TARGETS); do \
+	    printf '== %s\n' "$$target"; \
+	    mkdir -p "fuzz/corpus/$$target"; \
+	    $(FUZZ) run $(FUZZ_BUILD) "$$target" "fuzz/corpus/$$target" "fuzz/seeds/$$target" -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -print_final_stats=1; \
+	done
 
 release: ## compile the gateway for production
 	@.ci/install build

@@ -207,10 +207,9 @@ impl Connection {
         let mut tls = SslStream::new(ssl, BufWriter::with_capacity(WRITE_BUFFER, socket))
             .map_err(io::Error::other)?;
         tls.accept().await.map_err(io::Error::other)?;
-        if let Some(ssl) = tls.get_ssl() {
-            if let Some(shown) = Shown::of(ssl, trust, generation) {
-                let _ = state.shown.set(shown);
-            }
+        let ssl = tls.get_ssl();
+        if let Some(shown) = ssl.and_then(|ssl| Shown::of(ssl, trust, generation)) {
+            let _ = state.shown.set(shown);
         }
         let mut peeked = Vec::new();
         if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
