@@ -14,7 +14,7 @@ use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
 use crate::identity::directory::Identity;
-use crate::identity::signed_request::body::BodyDigest;
+use crate::identity::signed_request::body::HeldBack;
 use crate::relay::answer::AnswerScanner;
 use crate::relay::sse;
 use crate::relay::usage::Usage;
@@ -91,39 +91,6 @@ pub enum Outbound {
         /// Of a signed upload.
         check: Option<Box<HeldBack>>,
     },
-}
-
-/// The end of a signed upload, which waits until the digest of all of it is known: an altered one
-/// never arrives whole.
-pub struct HeldBack {
-    digest: Option<BodyDigest>,
-    last: Bytes,
-}
-
-impl HeldBack {
-    pub fn new(expected: [u8; 32]) -> Self {
-        Self {
-            digest: Some(BodyDigest::new(expected)),
-            last: Bytes::new(),
-        }
-    }
-
-    /// What may go on now that `piece` has come.
-    pub fn exchange(&mut self, piece: Bytes) -> Bytes {
-        if let Some(digest) = &mut self.digest {
-            digest.update(&piece);
-        }
-        if piece.is_empty() {
-            return Bytes::new();
-        }
-        std::mem::replace(&mut self.last, piece)
-    }
-
-    /// The rest, if the body is the one that was signed. To be asked once.
-    pub fn finish(&mut self) -> Option<Bytes> {
-        let genuine = self.digest.take().is_some_and(BodyDigest::matches);
-        genuine.then(|| std::mem::take(&mut self.last))
-    }
 }
 
 /// What was and is being tried.

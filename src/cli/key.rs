@@ -167,7 +167,7 @@ fn rotate(
                 .and_then(Pepper::new)
                 .ok_or_else(|| format!("there is no pepper {pepper}"))?;
             let new = peppered_text(pepper, &keyed, made.key.expose());
-            (format!("hmac-sha256:{pepper}:{}", hex(hash)), new)
+            (format!("hmac-sha256:{pepper}:{}", hex::encode(hash)), new)
         }
     };
     if !key.validity.enabled {
@@ -247,15 +247,11 @@ fn line(id: &str, hash: &str, not_before: Option<String>, not_after: Option<Stri
 
 /// A hash as the configuration takes it.
 pub(super) fn hash_text(hash: &[u8; 32]) -> String {
-    format!("sha256:{}", hex(hash))
+    format!("sha256:{}", hex::encode(hash))
 }
 
 fn peppered_text(name: &str, pepper: &Pepper, key: &str) -> String {
-    format!("hmac-sha256:{name}:{}", hex(&pepper.hash(key)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("hmac-sha256:{name}:{}", hex::encode(pepper.hash(key)))
 }
 
 fn short(tenant: &str) -> String {

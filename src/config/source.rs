@@ -174,7 +174,7 @@ pub fn assemble(written: Vec<Written>, schema: &Value) -> Result<Source, Vec<Mis
         overlay::lay(Spot::root(schema), &mut root, above, &files, &mut history)?;
     }
     let digest = digest.finalize();
-    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(digest);
     Ok(Source {
         files,
         written,

@@ -64,9 +64,10 @@ impl Gateway {
         let now = now();
         let proof = shown.map(|shown| shown.proof(now));
         let proof = proof.as_deref().unwrap_or(&ClientProof::None);
-        let fingerprint = self.fingerprint(session, proof);
         let limit = snapshot.settings.identity.failed_attempts_per_minute;
-        if !self.guessing.known(address, fingerprint)
+        let fingerprint = (limit > 0).then(|| self.fingerprint(session, proof));
+        if let Some(fingerprint) = fingerprint
+            && !self.guessing.known(address, fingerprint)
             && let Some(wait) = self.guessing.is_throttled(address, limit)
         {
             return Err(Reason::Throttled(wait));
@@ -87,7 +88,9 @@ impl Gateway {
             now,
         };
         let identity = snapshot.directory.identify(&caller)?;
-        self.guessing.succeeded(address, fingerprint);
+        if let Some(fingerprint) = fingerprint {
+            self.guessing.succeeded(address, fingerprint);
+        }
         Ok(identity)
     }
 

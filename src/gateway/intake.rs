@@ -11,12 +11,12 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use crate::config::settings::Tenant;
-use crate::context::{Context, HeldBack, Outbound, Routed, Stage};
+use crate::context::{Context, Outbound, Routed, Stage};
 use crate::downstream::connection::ConnectionState;
 use crate::identity::directory::Identity;
 use crate::identity::reason::Reason;
 use crate::identity::signed_request::SignatureError;
-use crate::identity::signed_request::body as signed_body;
+use crate::identity::signed_request::body::{self as signed_body, HeldBack};
 use crate::request::body::{self, BodyError, BodyLimits};
 use crate::request::edit::Edits;
 use crate::request::forward;
@@ -103,13 +103,11 @@ impl Gateway {
             session.set_keepalive(None);
         }
         self.identify(session, ctx)?;
-        let Stage::Identified(surface, identity) =
-            std::mem::replace(&mut ctx.stage, Stage::Received)
-        else {
+        // What follows may refuse; the log should still say who asked for what, so both stay.
+        let Stage::Identified(surface, identity) = &ctx.stage else {
             return Err(Refusal::new(Code::Internal, "The request lost its way.").into());
         };
-        // What follows may refuse; the log should still say who asked for what.
-        ctx.stage = Stage::Identified(surface.clone(), identity.clone());
+        let (surface, identity) = (surface.clone(), identity.clone());
         let who = identity.tenant.clone();
         if let Surface::Models { id } = &surface {
             may_be_empty(&identity)?;

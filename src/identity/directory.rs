@@ -21,17 +21,13 @@ use super::signed_request::canonical::Target;
 use super::signed_request::nonces::Claim;
 use super::signed_request::{self, SignatureError, Signed, Window};
 use super::standing::{LastUse, Standing};
-use super::token::cache::{self, Verified};
+use super::token::cache::{self, DEFAULT_CAPACITY, Verified};
 use super::token::{DEFAULT_MAX_BYTES, TokenError, Unverified};
 use crate::config::secret::Secret;
 use crate::config::settings::{
     Accepted, CertificateName, Credential, CredentialKind, KeyHash, Settings, Tenant, TenantId,
     Validity,
 };
-
-/// Verified tokens that are remembered: some 200 bytes each, and the names of the models that one
-/// is narrowed to.
-const TOKEN_CACHE: usize = 16 * 1024;
 
 /// A caller whose credential was found good.
 #[derive(Debug, Clone)]
@@ -100,6 +96,8 @@ pub struct Directory {
     certificates: HashMap<CertificateName, Bearer>,
     issuers: HashMap<String, Issuer>,
     verified: Verified<Identity>,
+    /// What anonymous requests have for a credential in the log.
+    anonymous_id: Arc<str>,
 }
 
 impl Directory {
@@ -121,7 +119,8 @@ impl Directory {
             },
             certificates: HashMap::new(),
             issuers: HashMap::new(),
-            verified: Verified::new(TOKEN_CACHE),
+            verified: Verified::new(DEFAULT_CAPACITY),
+            anonymous_id: Arc::from(CredentialKind::Anonymous.as_str()),
             standing,
         };
         for tenant in &settings.tenants {
@@ -339,7 +338,7 @@ impl Directory {
         Ok(Identity {
             tenant: tenant.clone(),
             kind: CredentialKind::Anonymous,
-            credential_id: Arc::from(CredentialKind::Anonymous.as_str()),
+            credential_id: self.anonymous_id.clone(),
             models: None,
             body_digest: None,
         })

@@ -183,14 +183,14 @@ pub fn sign(
         .ok_or(SignatureError::Malformed)?;
     Ok(format!(
         "{SCHEME} id={key_id}, timestamp={timestamp}, nonce={nonce}, digest={}, signature={}",
-        canonical::hex(digest),
-        canonical::hex(&signature)
+        hex::encode(digest),
+        hex::encode(signature)
     ))
 }
 
 /// A nonce from 16 random bytes: 32 hexadecimal digits.
 pub fn nonce(random: &[u8; 16]) -> String {
-    canonical::hex(random)
+    hex::encode(random)
 }
 
 /// How far a caller's clock may be from ours.

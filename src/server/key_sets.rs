@@ -143,7 +143,10 @@ impl KeySets {
         let result = match fetched {
             Ok(keys) => {
                 source.schedule.succeeded(Instant::now());
-                let when = self.metrics.key_set_age.with_label_values(&[&issuer.id]);
+                let when = self
+                    .metrics
+                    .key_set_fetched
+                    .with_label_values(&[&issuer.id]);
                 when.set(seconds_now());
                 let keys = keys.filter(|keys| {
                     let current = shared.keys();

@@ -168,6 +168,7 @@ impl FileWatch {
         let ours = watches.listeners.look(Stamps::of(of_listeners(listeners)));
         if ours == Look::Changed {
             info!("TLS files of listeners have changed.");
+            let _turn = self.reloader.changing.lock().await;
             self.renew(listeners);
         }
         let others = watches.others.look(Stamps::of(of_snapshot(&settings)));

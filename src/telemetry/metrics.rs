@@ -90,7 +90,7 @@ metrics! {
     credential_expiry: GaugeVec = float_gauges("credential_expiry_timestamp_seconds", "When a tenant's credential ends, for those that do.", &["tenant", "kind", "credential"]);
     credentials_expiring: IntGauge = gauge("credentials_expiring", "Credentials that end within identity.warn_before_expiry or have ended.");
     key_set_fetches: IntCounterVec = counters("key_set_fetches_total", "Fetches of an issuer's key set by result.", &["issuer", "result"]);
-    key_set_age: GaugeVec = float_gauges("key_set_timestamp_seconds", "When the key set in use was fetched.", &["issuer"]);
+    key_set_fetched: GaugeVec = float_gauges("key_set_timestamp_seconds", "When the source of the key set in use last answered.", &["issuer"]);
     nonces_held: IntGauge = gauge("signed_request_nonces", "Nonces remembered against replays.");
     upstream_pin_mismatches: IntCounterVec = counters("upstream_pin_mismatches_total", "Connections given up because the upstream's key is none of the pinned.", &["upstream", "endpoint"]);
     upstream_unverified: IntGaugeVec = gauges("upstream_tls_unverified", "1 for an upstream whose certificate is not verified (development only).", &["upstream"]);

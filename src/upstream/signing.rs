@@ -110,7 +110,7 @@ impl Signer {
 
     fn written(&self, bytes: &[u8]) -> String {
         match self.encoding {
-            Encoding::Hex => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Encoding::Hex => hex::encode(bytes),
             Encoding::Base64 => STANDARD.encode(bytes),
         }
     }

@@ -37,11 +37,14 @@ fn listeners() -> Value {
     ])
 }
 
+/// Builds a request for a path and a body.
+type Make = Box<dyn Fn(&str, &Value) -> Request>;
+
 /// One way to be wrong, and what becomes of it.
 struct Row {
     what: &'static str,
-    /// Builds the request for a path and a body.
-    request: Box<dyn Fn(&str, &Value) -> Request>,
+
+    request: Make,
     listener: usize,
     status: u16,
     code: &'static str,

@@ -219,7 +219,7 @@ impl<'a> Things<'a> {
             ),
             (
                 "tls.pins",
-                Fact::Set(pins.iter().map(|pin| hex(pin)).collect()),
+                Fact::Set(pins.iter().map(hex::encode).collect()),
             ),
             ("tls.verify", text(!unverified)),
             ("idle_timeout", text(format_duration(*idle_timeout))),
@@ -411,10 +411,6 @@ pub(super) fn tls_files(files: &TlsFiles) -> String {
         private_key,
     } = files;
     format!("{} with {}", certificate.display(), private_key.display())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn version(version: TlsVersion) -> &'static str {

@@ -220,10 +220,7 @@ impl std::fmt::Display for CertificateName {
             Self::SanUri(name) => write!(f, "{name}"),
             Self::SanDns(name) => write!(f, "dns:{name}"),
             Self::CommonName(name) => write!(f, "cn:{name}"),
-            Self::Fingerprint(hash) => {
-                write!(f, "sha256:")?;
-                hash.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-            }
+            Self::Fingerprint(hash) => write!(f, "sha256:{}", hex::encode(hash)),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of signatures: it is given the digest that a good signature vouches for.
 
+use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 /// SHA-256 of a whole body. An empty body has one too: that of no bytes.
@@ -47,6 +48,39 @@ pub fn matches(expected: [u8; 32], body: &[u8]) -> bool {
     digest(body) == expected
 }
 
+/// The end of a signed upload, which waits until the digest of all of it is known: an altered one
+/// never arrives whole.
+pub struct HeldBack {
+    digest: Option<BodyDigest>,
+    last: Bytes,
+}
+
+impl HeldBack {
+    pub fn new(expected: [u8; 32]) -> Self {
+        Self {
+            digest: Some(BodyDigest::new(expected)),
+            last: Bytes::new(),
+        }
+    }
+
+    /// What may go on now that `piece` has come.
+    pub fn exchange(&mut self, piece: Bytes) -> Bytes {
+        if let Some(digest) = &mut self.digest {
+            digest.update(&piece);
+        }
+        if piece.is_empty() {
+            return Bytes::new();
+        }
+        std::mem::replace(&mut self.last, piece)
+    }
+
+    /// The rest, if the body is the one that was signed. To be asked once.
+    pub fn finish(&mut self) -> Option<Bytes> {
+        let genuine = self.digest.take().is_some_and(BodyDigest::matches);
+        genuine.then(|| std::mem::take(&mut self.last))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,7 +89,7 @@ mod tests {
     #[test]
     fn an_empty_body_has_the_digest_of_nothing() {
         let nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(super::super::canonical::hex(&digest(b"")), nothing);
+        assert_eq!(hex::encode(digest(b"")), nothing);
         assert!(BodyDigest::new(digest(b"")).matches());
         assert!(!BodyDigest::new(digest(b" ")).matches());
     }

@@ -50,7 +50,7 @@ impl Statement<'_> {
                 "{SCHEME}\n{method}\n{path}\n{query}\n{}\n{}\n{}",
                 self.timestamp,
                 self.nonce,
-                hex(self.digest)
+                hex::encode(self.digest)
             )
         })
     }
@@ -76,34 +76,14 @@ impl Statement<'_> {
     }
 }
 
-/// In lower case.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|half| char::from_digit(half.into(), 16))
-        .collect()
-}
-
-/// 64 digits in lower case, and nothing else.
+/// 64 digits in lower case, and nothing else: one text for one signature.
 pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let mut bytes = [0; 32];
-    if pairs.len() != bytes.len() || !rest.is_empty() {
+    if text.bytes().any(|digit| digit.is_ascii_uppercase()) {
         return None;
     }
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = half(*high)? << 4 | half(*low)?;
-    }
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(bytes)
-}
-
-fn half(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -138,7 +118,7 @@ mod tests {
     #[test]
     fn the_documented_example_is_what_the_code_does() {
         let digest = body::digest(BODY.as_bytes());
-        assert_eq!(hex(&digest), DIGEST);
+        assert_eq!(hex::encode(digest), DIGEST);
         let statement = Statement {
             target: TARGET,
             timestamp: TIMESTAMP,
@@ -146,7 +126,7 @@ mod tests {
             digest: &digest,
         };
         let text = statement.text().unwrap();
-        assert_eq!(hex(&statement.signature(SECRET).unwrap()), SIGNATURE);
+        assert_eq!(hex::encode(statement.signature(SECRET).unwrap()), SIGNATURE);
         let header = sign(ID, SECRET, TARGET, TIMESTAMP, NONCE, &digest).unwrap();
         assert!(parse(&header).unwrap().verify(SECRET, TARGET));
 
@@ -162,7 +142,7 @@ mod tests {
         let mut mac = Hmac::<Sha256>::new_from_slice(b"Jefe").unwrap();
         mac.update(b"what do ya want for nothing?");
         assert_eq!(
-            hex(&mac.finalize().into_bytes()),
+            hex::encode(mac.finalize().into_bytes()),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
     }
@@ -251,14 +231,14 @@ mod tests {
             let target = Target { method: &method, path: &path, query: &query };
             let text = Statement { target, timestamp, nonce: &nonce, digest: &digest }.text().unwrap();
             let lines: Vec<&str> = text.split('\n').collect();
-            prop_assert_eq!(lines, [SCHEME, &method, &path, &query, &timestamp.to_string(), &nonce, &hex(&digest)]);
+            prop_assert_eq!(lines, [SCHEME, &method, &path, &query, &timestamp.to_string(), &nonce, &hex::encode(digest)]);
         }
 
         #[test]
         fn hexadecimal_digits_are_read_as_they_are_written(bytes: [u8; 32], other in "[0-9a-fA-Fg]{62,66}") {
-            prop_assert_eq!(from_hex(&hex(&bytes)), Some(bytes));
+            prop_assert_eq!(from_hex(&hex::encode(bytes)), Some(bytes));
             if let Some(read) = from_hex(&other) {
-                prop_assert_eq!(hex(&read), other);
+                prop_assert_eq!(hex::encode(read), other);
             }
         }
     }
