@@ -185,6 +185,8 @@ impl Stage {
                 "limits": {"max_connections": 100_000, "max_connections_per_ip": 100_000, "requests_per_connection": 1_000_000},
             },
             "logging": {"level": "info", "format": "json", "access": true},
+            // Refusals are measured, so they must be judged, all from one address.
+            "identity": {"failed_attempts_per_minute": 0},
             "tenants": [{
                 "id": "bench", "models": ["*"],
                 "credentials": [{"api_key": {"id": self.key.id, "hash": hash}}],
