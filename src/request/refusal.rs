@@ -97,7 +97,7 @@ codes! {
     /// A signed request came a second time.
     ReplayedRequest = "replayed_request", StatusCode::UNAUTHORIZED, Client, false;
     /// The body is not the one that was signed.
-    DigestMismatch = "digest_mismatch", StatusCode::BAD_REQUEST, Client, false;
+    DigestMismatch = "digest_mismatch", StatusCode::UNAUTHORIZED, Client, false;
     /// The tenant does not call from this address.
     AddressNotAllowed = "address_not_allowed", StatusCode::FORBIDDEN, Client, false;
     TooManyFailedAttempts = "too_many_failed_attempts", StatusCode::TOO_MANY_REQUESTS, Client, true;

@@ -6,7 +6,7 @@ use super::*;
 use crate::support::signing::{SIGNING_SECRET, Signing, signer};
 use crate::support::tokens::now;
 
-pub const MISMATCH: (u16, &str) = (400, "digest_mismatch");
+pub const MISMATCH: (u16, &str) = (401, "digest_mismatch");
 
 /// `acme` signs as `signer`; `off`, `early` and `late` are its too.
 pub fn with_signers(emulator: &Emulator) -> Config {
