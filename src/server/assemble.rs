@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use futures_util::future::join_all;
 use log::{info, warn};
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server};
-use pingora::services::background::background_service;
+use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
 use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
@@ -233,7 +235,6 @@ impl Parts {
             standing: standing.clone(),
             metrics: metrics.clone(),
         };
-        server.add_service(background_service("key sets", key_sets));
         let reloader = Reloader {
             sources: start.sources,
             poll: start.poll,
@@ -246,12 +247,12 @@ impl Parts {
             metrics,
             reloaded,
         };
-        let reloading = background_service("reload", reloader);
+        let reloader = Arc::new(reloader);
         let watch = FileWatch {
-            reloader: reloading.task(),
+            reloader: reloader.clone(),
         };
-        server.add_service(reloading);
-        server.add_service(background_service("file watch", watch));
+        let follow = Together(vec![reloader, Arc::new(watch), Arc::new(key_sets)]);
+        server.add_service(background_service("follow changes", follow));
         let grace = settings.server.shutdown_grace;
         let connections = connections_open;
         server.add_service(background_service(
@@ -289,6 +290,17 @@ fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> 
     proxy.h2_options = Some(h2);
     proxy.handle_init_modules();
     proxy
+}
+
+/// Services that are rarely awake, on one thread and runtime instead of one each.
+struct Together(Vec<Arc<dyn BackgroundService + Send + Sync>>);
+
+#[async_trait]
+impl BackgroundService for Together {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let services = self.0.iter();
+        join_all(services.map(|service| service.start(shutdown.clone()))).await;
+    }
 }
 
 fn accept_limits(limits: &settings::Limits) -> AcceptLimits {

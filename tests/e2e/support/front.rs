@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslAcceptorBuilder, SslMethod, SslVerifyMode};
 use openssl::x509::store::X509StoreBuilder;
@@ -14,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
-use super::Emulator;
 use super::authority::{Authority, Leaf};
+use super::{Emulator, eventually};
 
 /// A running front; it stops when it is dropped.
 pub struct TlsFront {
@@ -85,10 +86,18 @@ impl TlsFront {
         format!("https://{}", self.address)
     }
 
-    /// Shows another certificate from now on, and ends the connections there are.
+    /// Shows another certificate from now on. No connection is left that was shown the old one.
     pub fn present(&self, leaf: &Leaf) {
         *self.seen.acceptor.lock() = acceptor(leaf, |_| {});
-        self.seen.exchanged.notify_waiters();
+        // Ours and the listener's; every connection has one more.
+        eventually(
+            "old connections have ended",
+            Duration::from_secs(10),
+            || {
+                self.seen.exchanged.notify_waiters();
+                (Arc::strong_count(&self.seen) == 2).then_some(())
+            },
+        );
     }
 
     /// Connections, whatever became of them.
