@@ -59,6 +59,10 @@ pub fn check<'a>(
             attempts: file.retry.attempts,
         },
         identity: check.identity(file),
+        accounting: stand_in_accounting(),
+        queue: super::settings::Queue { max_length: 0, max_wait: Duration::from_secs(30), keep_alive: None },
+        plans: std::iter::once((stand_in_plan().id.clone(), stand_in_plan())).collect(),
+        groups: std::collections::BTreeMap::new(),
         tenants: check.tenants(file),
         upstreams: check.upstreams(file),
         models: check.models(file),
@@ -260,6 +264,28 @@ impl<'a> Check<'a, '_> {
 
 /// The smallest duration there is in the file; with it as the least, 0 is refused.
 const ABOVE_ZERO: Duration = Duration::from_millis(1);
+
+fn stand_in_plan() -> Arc<super::settings::Plan> {
+    use super::settings::{CutCharge, OnDisconnect, Plan, PlanId, Priority};
+    Arc::new(Plan {
+        id: PlanId::new("default"),
+        limits: Vec::new(),
+        weight: 1,
+        priority: Priority::Normal,
+        cut: CutCharge::Estimate,
+        on_disconnect: OnDisconnect::Cancel,
+    })
+}
+
+fn stand_in_accounting() -> super::settings::Accounting {
+    super::settings::Accounting {
+        time_zone: jiff::tz::TimeZone::UTC,
+        currency: Arc::from("USD"),
+        prices: Vec::new(),
+        keep: Duration::from_secs(400 * 86_400),
+        lease_warning: Duration::from_secs(3_600),
+    }
+}
 
 fn logging(written: &file::Logging) -> Logging {
     let level = match written.level {

@@ -5,7 +5,9 @@
 //! began with. Nothing here is mutable, nothing here counts: counters, pools and health live in
 //! the modules that own them, keyed by the ids below, so that a reload keeps them.
 
+mod accounting;
 mod identity;
+mod plans;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -15,11 +17,37 @@ use std::time::Duration;
 
 use super::networks::Networks;
 use super::secret::Secret;
+pub use accounting::{
+    Accounting, FailMode, PeakHours, Price, Rates, RedisNodes, RedisStore, Store,
+};
 pub use identity::{
     Accepted, AllowedModels, ApiKey, CertificateName, Credential, CredentialKind, Identity,
     KeyHash, SignedRequest, SignedRequests, Tenant, TokenAlgorithm, TokenIssuer, TokenKeys,
     Validity,
 };
+pub use plans::{
+    CutCharge, DEFAULT_PLAN, Group, GroupId, Limit, LimitKey, OnDisconnect, Plan, PlanId, Priority,
+    Quantity, Queue, Surfaces, Window,
+};
+
+macro_rules! text_id {
+    ($($id:ident),*) => {$(
+        impl $id {
+            pub fn new(text: &str) -> Self {
+                Self(Arc::from(text))
+            }
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl std::fmt::Display for $id {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+use text_id;
 
 /// Everything the gateway was told.
 #[derive(Debug)]
@@ -29,6 +57,12 @@ pub struct Settings {
     pub logging: Logging,
     pub retry: Retry,
     pub identity: Identity,
+    pub accounting: Accounting,
+    pub queue: Queue,
+    /// By name; the plan [`DEFAULT_PLAN`] is always there.
+    pub plans: BTreeMap<PlanId, Arc<Plan>>,
+    /// Tenants that share limits, by name.
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
     /// In the order of the file; `TenantId` is unique.
     pub tenants: Vec<Arc<Tenant>>,
     pub upstreams: Vec<Arc<Upstream>>,
@@ -78,6 +112,7 @@ pub struct Server {
     pub watch_configuration: Duration,
     /// How often the listeners' TLS files are looked at; zero for on reload only.
     pub watch_files: Duration,
+    pub store: Store,
     pub limits: Limits,
 }
 
@@ -183,6 +218,11 @@ pub struct Limits {
     pub requests_per_connection: u32,
     pub max_connections: usize,
     pub max_connections_per_ip: usize,
+    /// Requests in flight in the whole process.
+    pub max_requests: usize,
+    /// Requests that one client address may begin in a second, before anybody knows whose they are;
+    /// 0 for no limit.
+    pub max_requests_per_second_per_ip: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -225,8 +265,23 @@ pub struct Upstream {
     pub surfaces: Vec<String>,
     /// How its envelopes are read; there for [`Dialect::Enveloped`] alone.
     pub envelope: Option<Envelope>,
+    /// How ceilings are learned; `None` keeps to the configured ones.
+    pub governor: Option<Governor>,
     pub endpoints: Vec<Endpoint>,
     pub accounts: Vec<Account>,
+}
+
+/// How the ceiling of an account's model is learned, below the configured one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Governor {
+    /// Never below this, at least 1.
+    pub floor: u32,
+    /// Taken off at a 429 or when first content has become slow; 1 to 90 percent.
+    pub decrease_percent: u32,
+    /// From one place given back to the next.
+    pub recovery: Duration,
+    /// First content that takes this many times its usual time is slow, at least 2.
+    pub slow_factor: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -368,6 +423,8 @@ pub struct Endpoint {
     pub priority: u32,
     /// Share among endpoints of one priority, at least 1.
     pub weight: u32,
+    /// Requests at one time, over all accounts; `None` for no limit.
+    pub max_concurrent: Option<u32>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -389,6 +446,9 @@ pub struct Model {
     pub variants: Vec<Variant>,
     /// Top-level body fields that this name fixes, in the order of the file.
     pub set: Vec<(String, serde_json::Value)>,
+    /// Completion tokens that are reserved for a request that names no maximum, until the model's
+    /// answers have shown what is usual.
+    pub usual_output_tokens: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -398,23 +458,6 @@ pub struct Variant {
     pub model: String,
 }
 
-macro_rules! text_id {
-    ($($id:ident),*) => {$(
-        impl $id {
-            pub fn new(text: &str) -> Self {
-                Self(Arc::from(text))
-            }
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-        impl std::fmt::Display for $id {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    )*};
-}
 text_id!(TenantId, UpstreamId, AccountId);
 
 impl std::borrow::Borrow<str> for TenantId {

@@ -56,6 +56,7 @@ impl Check<'_, '_> {
                     name: name.clone(),
                     variants,
                     set,
+                    usual_output_tokens: 2_048,
                 }),
             );
         }

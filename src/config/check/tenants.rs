@@ -73,6 +73,8 @@ impl Check<'_, '_> {
             credentials,
             accept: self.accepted(written.accept.as_ref(), path.key("accept")),
             allow_from: allow_from.map(|networks| networks.iter().map(|text| text.0).collect()),
+            plan: super::stand_in_plan(),
+            group: None,
         }
     }
 

@@ -122,6 +122,7 @@ impl Check<'_, '_> {
             health: self.health(written, path.key("health")),
             surfaces: self.surfaces(written, path.key("surfaces")),
             envelope: self.envelope(written, path.key("envelope")),
+            governor: None,
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }

@@ -59,6 +59,7 @@ pub fn parse(text: &str) -> Result<Endpoint, UrlError> {
         base_path: base_path.to_owned(),
         priority: 0,
         weight: 1,
+        max_concurrent: None,
     })
 }
 

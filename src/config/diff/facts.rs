@@ -74,6 +74,10 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         models,
         files,
         balance,
+        accounting: _,
+        queue: _,
+        plans: _,
+        groups: _,
     } = settings;
     let mut things = Things(BTreeMap::new());
     things.server(server);
@@ -146,6 +150,7 @@ impl<'a> Things<'a> {
             upstream_idle_connections,
             watch_configuration,
             watch_files,
+            store: _,
             limits,
         } = server;
         let facts = vec![
@@ -200,6 +205,7 @@ impl<'a> Things<'a> {
             health,
             surfaces,
             envelope,
+            governor: _,
             endpoints,
             accounts,
         } = upstream;
@@ -245,6 +251,7 @@ impl<'a> Things<'a> {
                 base_path: _,
                 priority,
                 weight,
+                max_concurrent: _,
             } = endpoint;
             let facts = vec![("priority", text(priority)), ("weight", text(weight))];
             self.add(
@@ -286,6 +293,7 @@ impl<'a> Things<'a> {
             name,
             variants,
             set,
+            usual_output_tokens: _,
         } = model;
         let variants = variants
             .iter()
@@ -315,6 +323,8 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         requests_per_connection,
         max_connections,
         max_connections_per_ip,
+        max_requests: _,
+        max_requests_per_second_per_ip: _,
     } = limits;
     let size = |bytes: &usize| text(format_size(*bytes as u64));
     vec![

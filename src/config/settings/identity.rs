@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::TenantId;
+use super::{Group, Plan, TenantId};
 use crate::config::networks::Networks;
 use crate::config::secret::Secret;
 
@@ -140,6 +140,9 @@ pub struct Tenant {
     pub accept: Accepted,
     /// `None` for everywhere.
     pub allow_from: Option<Networks>,
+    pub plan: Arc<Plan>,
+    /// Whose limits hold besides.
+    pub group: Option<Arc<Group>>,
 }
 
 #[derive(Debug, PartialEq)]

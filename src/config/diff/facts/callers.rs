@@ -155,6 +155,8 @@ impl<'a> Things<'a> {
             credentials,
             accept,
             allow_from,
+            plan: _,
+            group: _,
         } = tenant;
         let name = format!("tenant {id}");
         let models = match models {
