@@ -25,6 +25,7 @@
 )]
 
 pub mod admin;
+pub mod admission;
 pub mod cli;
 pub mod config;
 pub mod context;

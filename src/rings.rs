@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
     ("upstream", &["config", "relay"]),
+    ("admission", &["config"]),
     ("routing", &["config", "identity", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
     ("downstream", &["identity", "request"]),
@@ -85,6 +86,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Decisions: plain data in, a verdict out.
 const PURE: &[&str] = &[
+    "admission",
     "json.rs",
     "request/edit.rs",
     "request/head.rs",

@@ -1,0 +1,118 @@
+//! The limits that hold for one tenant, of its own plan and of its group's, with the places of
+//! their counters: a plan made ready for requests. Rebuilt on every reload; the counts are not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::book::Book;
+use super::subject::{Subject, SubjectName};
+use crate::config::settings::{Limit, Plan, Surfaces, Tenant};
+
+/// What one tenant may use.
+#[derive(Debug)]
+pub struct Allowance {
+    /// The tenant itself, then its group. Locks are taken in this order.
+    pub sides: Vec<Side>,
+}
+
+/// The limits of one subject.
+#[derive(Debug)]
+pub struct Side {
+    pub subject: Arc<Subject>,
+    /// For every model.
+    general: Vec<Rule>,
+    by_model: HashMap<Arc<str>, Vec<Rule>>,
+}
+
+/// One limit with its counter.
+#[derive(Debug)]
+pub struct Rule {
+    pub limit: Arc<Limit>,
+    /// In the subject's [`super::subject::Counts`].
+    pub place: usize,
+    surfaces: u8,
+}
+
+/// Surfaces that are counted, each a bit of [`Rule::surfaces`].
+const SURFACES: [&str; 7] = [
+    "chat",
+    "completions",
+    "embeddings",
+    "messages",
+    "responses",
+    "files",
+    "balance",
+];
+
+/// The bit of a surface by its name; 0 for one that is not counted.
+pub fn bit(surface: &str) -> u8 {
+    let place = SURFACES.iter().position(|name| *name == surface);
+    place.map_or(0, |place| 1 << place)
+}
+
+fn mask(surfaces: Surfaces) -> u8 {
+    let counted = SURFACES.iter().filter(|name| surfaces.contain(name));
+    counted.fold(0, |mask, name| mask | bit(name))
+}
+
+impl Allowance {
+    pub fn new(tenant: &Tenant, book: &Book) -> Self {
+        let own = SubjectName::tenant(tenant.id.as_str());
+        let mut sides = vec![Side::new(book.subject(own), &tenant.plan)];
+        if let Some(group) = &tenant.group {
+            let name = SubjectName::group(group.id.as_str());
+            sides.push(Side::new(book.subject(name), &group.plan));
+        }
+        Self { sides }
+    }
+
+    /// Is there anything to hold a request against?
+    pub fn is_unlimited(&self) -> bool {
+        self.sides.iter().all(Side::is_unlimited)
+    }
+}
+
+impl Side {
+    fn new(subject: Arc<Subject>, plan: &Plan) -> Self {
+        let mut general = Vec::new();
+        let mut by_model: HashMap<Arc<str>, Vec<Rule>> = HashMap::new();
+        let mut counts = subject.look();
+        for limit in &plan.limits {
+            let rule = Rule {
+                place: counts.place(&limit.key),
+                surfaces: mask(limit.key.surfaces),
+                limit: Arc::new(limit.clone()),
+            };
+            match &limit.key.model {
+                None => general.push(rule),
+                Some(model) => by_model.entry(model.clone()).or_default().push(rule),
+            }
+        }
+        drop(counts);
+        Self {
+            subject,
+            general,
+            by_model,
+        }
+    }
+
+    fn is_unlimited(&self) -> bool {
+        self.general.is_empty() && self.by_model.is_empty()
+    }
+
+    /// The limits that a request of this surface and public model counts against.
+    pub fn rules<'s>(&'s self, surface: u8, model: &str) -> impl Iterator<Item = &'s Rule> {
+        let of_model = if self.by_model.is_empty() {
+            None
+        } else {
+            self.by_model.get(model)
+        };
+        let rules = self.general.iter().chain(of_model.into_iter().flatten());
+        rules.filter(move |rule| rule.surfaces & surface != 0)
+    }
+
+    /// All limits.
+    pub fn all(&self) -> impl Iterator<Item = &Rule> {
+        self.general.iter().chain(self.by_model.values().flatten())
+    }
+}

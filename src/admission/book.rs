@@ -1,0 +1,172 @@
+//! All counts of the process, by whose they are. Outlives reloads; what of it outlives the process
+//! is read and written through here, by whoever keeps it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::clock::Now;
+use super::counter::Kept;
+use super::subject::{Live, Subject, SubjectName, Told};
+use crate::config::settings::{Limit, LimitKey};
+
+#[derive(Debug, Default)]
+pub struct Book {
+    subjects: Mutex<HashMap<SubjectName, Arc<Subject>>>,
+    handed_over: AtomicBool,
+}
+
+/// What a process holds of one counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    pub subject: SubjectName,
+    pub key: LimitKey,
+    pub held: u64,
+}
+
+/// What is under way, for the reconciliation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leases {
+    /// Requests that hold room of a tenant's limits.
+    pub open: usize,
+    /// Held in all counters together.
+    pub held: u64,
+    /// Those that have been held for too long: request and since when.
+    pub overdue: Vec<Live>,
+}
+
+impl Book {
+    /// The subject of this name, made if it is new.
+    pub fn subject(&self, name: SubjectName) -> Arc<Subject> {
+        let mut subjects = self.subjects.lock();
+        let make = || Arc::new(Subject::new(name.clone()));
+        subjects.entry(name.clone()).or_insert_with(make).clone()
+    }
+
+    /// The subject of this name, if anything was ever counted for it.
+    pub fn find(&self, name: &SubjectName) -> Option<Arc<Subject>> {
+        self.subjects.lock().get(name).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Subject>> {
+        self.subjects.lock().values().cloned().collect()
+    }
+
+    /// Takes over what was written down by an earlier process.
+    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, now: u64) {
+        self.subject(name).look().restore(key, kept, now);
+    }
+
+    /// What changed since the last time.
+    pub fn changes(&self) -> Vec<(Arc<Subject>, Vec<(LimitKey, Kept)>)> {
+        let subjects = self.all().into_iter();
+        let changed = subjects.filter_map(|subject| {
+            let changes = subject.changes()?;
+            Some((subject, changes))
+        });
+        changed.collect()
+    }
+
+    /// Everything is to be written down again: what kept it is gone.
+    pub fn write_all_again(&self) {
+        self.all().iter().for_each(|subject| subject.write_again());
+    }
+
+    /// Does another process count now?
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
+    }
+
+    /// Leaves the counting to another process. No reservation may be made from here on; those that
+    /// are held are told, and what becomes of them is to be asked for by [`Book::told`].
+    pub fn hand_over(&self) -> Vec<Holding> {
+        self.handed_over.store(true, Ordering::Release);
+        let subjects = self.all().into_iter();
+        let holdings = subjects.flat_map(|subject| {
+            let holding = |(key, held)| Holding {
+                subject: subject.name.clone(),
+                key,
+                held,
+            };
+            subject
+                .hand_over()
+                .into_iter()
+                .map(holding)
+                .collect::<Vec<_>>()
+        });
+        holdings.collect()
+    }
+
+    /// What changed after the counting was handed over.
+    pub fn told(&self) -> Vec<(SubjectName, Told)> {
+        let subjects = self.all().into_iter();
+        let told = subjects.flat_map(|subject| {
+            let name = subject.name.clone();
+            let told = subject.told().into_iter();
+            told.map(move |told| (name.clone(), told))
+                .collect::<Vec<_>>()
+        });
+        told.collect()
+    }
+
+    /// Counts what another process still holds.
+    pub fn hold_for(&self, process: &Arc<str>, holding: &Holding) {
+        let subject = self.subject(holding.subject.clone());
+        subject.look().hold_for(process, &holding.key, holding.held);
+    }
+
+    /// Another process settled some of what it holds. Its limit may be gone from the configuration;
+    /// then only what was held is let go.
+    pub fn hear(
+        &self,
+        process: &str,
+        name: SubjectName,
+        told: &Told,
+        limit: Option<&Limit>,
+        now: &Now,
+    ) {
+        let subject = self.subject(name);
+        let stand_in;
+        let limit = match limit {
+            Some(limit) => limit,
+            None => {
+                stand_in = Limit {
+                    key: told.key.clone(),
+                    amount: u64::MAX,
+                    burst: u64::MAX,
+                    shadow: true,
+                };
+                &stand_in
+            }
+        };
+        subject.change().hear(process, limit, told, now);
+    }
+
+    /// A process is gone; how much it still held.
+    pub fn release_all_of(&self, process: &str) -> u64 {
+        let subjects = self.all();
+        let released = subjects
+            .iter()
+            .map(|subject| subject.look().release_all_of(process));
+        released.fold(0, u64::saturating_add)
+    }
+
+    /// What is under way, and what of it since before `overdue` (of [`Now::steady`]). A tenant's
+    /// request also holds room of its group; it is one lease.
+    pub fn leases(&self, overdue: u64) -> Leases {
+        let mut leases = Leases::default();
+        for subject in self.all() {
+            let counts = subject.look();
+            leases.held = leases.held.saturating_add(counts.held());
+            if subject.name.0.starts_with("group/") {
+                continue;
+            }
+            leases.open += counts.live().count();
+            let late = counts.live().filter(|live| live.since < overdue);
+            leases.overdue.extend(late.copied());
+        }
+        leases
+    }
+}

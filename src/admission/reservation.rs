@@ -1,0 +1,248 @@
+//! Takes room in every limit that covers a request, in all of them or in none, and gives it back
+//! whatever ends the request. Pure but for the subjects' locks.
+
+use std::sync::Arc;
+
+use super::allowance::{Allowance, Rule, Side};
+use super::amounts::Amounts;
+use super::clock::Now;
+use super::counter::{Full, Standing};
+use super::subject::{Counts, Live, Subject, SubjectName};
+use crate::config::settings::{Limit, LimitKey, Quantity};
+
+/// A request that asks to be admitted.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Of [`super::allowance::bit`].
+    pub surface: u8,
+    /// The public model; empty for calls without one.
+    pub model: &'a str,
+    /// What it may take at most, as far as one can know.
+    pub amounts: Amounts,
+    /// Its id, as a number.
+    pub request: u128,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    pub subject: SubjectName,
+    pub key: LimitKey,
+    pub standing: Standing,
+    /// What was asked for.
+    pub demand: u64,
+    pub full: Full,
+}
+
+/// Room that is held for one request. Dropped without [`Reservation::settle`], nothing counts but a
+/// request that was sent.
+#[must_use]
+#[derive(Debug)]
+pub struct Reservation {
+    held: Vec<Held>,
+    /// Of the subjects of `held`, by [`Held::side`].
+    sides: Vec<(Arc<Subject>, usize)>,
+    sent: bool,
+    pub shown: Shown,
+    /// The clock's last reading, for a drop, which has none.
+    last: Now,
+}
+
+#[derive(Debug)]
+struct Held {
+    side: usize,
+    place: usize,
+    limit: Arc<Limit>,
+    amount: u64,
+}
+
+/// What a caller is told of its limits: the tightest on requests, and the tightest on tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shown {
+    pub requests: Option<Standing>,
+    pub tokens: Option<Standing>,
+}
+
+/// A limit that only looks on, and would have refused.
+pub type Shadowed = Vec<(SubjectName, LimitKey)>;
+
+/// Admits or refuses; the second part of the answer names limits in shadow mode that would have
+/// refused.
+pub fn reserve(
+    allowance: &Allowance,
+    ask: &Ask<'_>,
+    now: &Now,
+) -> (Result<Reservation, Box<Denied>>, Shadowed) {
+    let mut shadowed = Shadowed::new();
+    let mut denied: Option<Denied> = None;
+    let mut held = Vec::with_capacity(8);
+    let mut shown = Shown::default();
+    // All locks before the first change: what is judged is what is taken.
+    let mut locked: Vec<_> = Vec::with_capacity(2);
+    for side in &allowance.sides {
+        locked.push((side, side.subject.look()));
+    }
+    for (number, (side, counts)) in locked.iter_mut().enumerate() {
+        for rule in side.rules(ask.surface, ask.model) {
+            let demand = ask.amounts.of(rule.limit.key.quantity);
+            match judge(side, counts, rule, demand, now) {
+                Ok(standing) => shown.note(rule, standing, demand),
+                Err(_) if rule.limit.shadow => {
+                    shadowed.push((side.subject.name.clone(), rule.limit.key.clone()));
+                }
+                Err(refusal) => {
+                    if denied.as_ref().is_none_or(|known| refusal.outlasts(known)) {
+                        denied = Some(*refusal);
+                    }
+                }
+            }
+            held.push(Held {
+                side: number,
+                place: rule.place,
+                limit: rule.limit.clone(),
+                amount: demand,
+            });
+        }
+    }
+    if let Some(denied) = denied {
+        return (Err(Box::new(denied)), shadowed);
+    }
+    let live = Live {
+        request: ask.request,
+        since: now.steady,
+    };
+    let mut sides = Vec::with_capacity(locked.len());
+    for (side, counts) in &mut locked {
+        sides.push((side.subject.clone(), counts.enter(live)));
+    }
+    for held in &held {
+        if let Some((_, counts)) = locked.get_mut(held.side)
+            && let Some(counter) = counts.counter(held.place)
+        {
+            counter.hold(held.amount);
+        }
+    }
+    let reservation = Reservation {
+        held,
+        sides,
+        sent: false,
+        shown,
+        last: *now,
+    };
+    (Ok(reservation), shadowed)
+}
+
+fn judge(
+    side: &Side,
+    counts: &mut Counts,
+    rule: &Rule,
+    demand: u64,
+    now: &Now,
+) -> Result<Standing, Box<Denied>> {
+    let Some(counter) = counts.counter(rule.place) else {
+        return Ok(Standing::default());
+    };
+    let fits = counter.fits(&rule.limit, demand, now);
+    let standing = counter.standing(&rule.limit, now);
+    match fits {
+        Ok(()) => Ok(standing),
+        Err(full) => Err(Box::new(Denied {
+            subject: side.subject.name.clone(),
+            key: rule.limit.key.clone(),
+            standing,
+            demand,
+            full,
+        })),
+    }
+}
+
+impl Denied {
+    /// Of several limits that refuse, the one that does so the longest is told.
+    fn outlasts(&self, other: &Self) -> bool {
+        match (self.full, other.full) {
+            (_, Full::Always) => false,
+            (Full::Always, _) => true,
+            (Full::For(own), Full::For(others)) => own > others,
+        }
+    }
+}
+
+impl Shown {
+    /// Keeps the tighter one. `demand` has just been taken.
+    fn note(&mut self, rule: &Rule, standing: Standing, demand: u64) {
+        let place = match rule.limit.key.quantity {
+            Quantity::Requests => &mut self.requests,
+            Quantity::Tokens
+            | Quantity::PromptTokens
+            | Quantity::CompletionTokens
+            | Quantity::UncachedPromptTokens => &mut self.tokens,
+            Quantity::Cost | Quantity::Concurrent => return,
+        };
+        if rule.limit.shadow {
+            return;
+        }
+        let standing = Standing {
+            held: standing.held.saturating_add(demand),
+            ..standing
+        };
+        // Which of two fractions is smaller, without dividing.
+        let left = |one: &Standing, other: &Standing| {
+            u128::from(one.remaining()) * u128::from(other.limit.max(1))
+        };
+        if place.is_none_or(|known| left(&standing, &known) < left(&known, &standing)) {
+            *place = Some(standing);
+        }
+    }
+}
+
+impl Reservation {
+    /// The request goes to an upstream: from here on it counts as one.
+    pub fn sent(&mut self, now: &Now) {
+        self.last = *now;
+        if std::mem::replace(&mut self.sent, true) {
+            return;
+        }
+        for (number, (subject, _)) in self.sides.iter().enumerate() {
+            let requests = |held: &&mut Held| {
+                held.side == number && held.limit.key.quantity == Quantity::Requests
+            };
+            let mut requests = self.held.iter_mut().filter(requests).peekable();
+            if requests.peek().is_none() {
+                continue;
+            }
+            let mut counts = subject.change();
+            for held in requests {
+                let amount = std::mem::take(&mut held.amount);
+                counts.settle(held.place, &held.limit, amount, amount, now);
+            }
+        }
+    }
+
+    /// Lets go of all that is held, and counts what was really taken. A request that was sent
+    /// counts as one whatever `used` says.
+    pub fn settle(mut self, used: &Amounts, now: &Now) {
+        self.last = *now;
+        self.end(used);
+    }
+
+    fn end(&mut self, used: &Amounts) {
+        let now = self.last;
+        for (number, (subject, live)) in std::mem::take(&mut self.sides).into_iter().enumerate() {
+            let mut counts = subject.change();
+            counts.leave(live);
+            for held in self.held.iter().filter(|held| held.side == number) {
+                let taken = match held.limit.key.quantity {
+                    Quantity::Requests | Quantity::Concurrent => 0,
+                    quantity => used.of(quantity),
+                };
+                counts.settle(held.place, &held.limit, held.amount, taken, &now);
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.end(&Amounts::default());
+    }
+}
