@@ -9,7 +9,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Version};
+use jiff::Timestamp;
 
+use crate::admission::amounts::Amounts;
+use crate::admission::reservation::Reservation;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
@@ -19,6 +22,7 @@ use crate::relay::answer::AnswerScanner;
 use crate::relay::sse;
 use crate::relay::usage::Usage;
 use crate::request::body::Share;
+use crate::request::rate::RateLimits;
 use crate::request::refusal::{Family, Refusal};
 use crate::request::surface::Surface;
 use crate::routing::route::Route;
@@ -43,6 +47,8 @@ pub struct Context {
     /// Keeps the request in the gauge of its surface.
     pub shown: Option<Shown>,
     pub stage: Stage,
+    /// The room it holds in its tenant's limits.
+    pub admitted: Option<Admitted>,
     pub attempts: Attempts,
     pub answer: Answer,
     /// Why the request was refused or failed, once it was.
@@ -70,9 +76,30 @@ pub struct Routed {
     /// Where attempts may go, best first.
     pub lanes: Vec<Arc<Lane>>,
     pub body: Outbound,
+    pub expected: Expected,
     pub stream: bool,
     /// Usage was asked for by us alone: the extra chunk is taken out again.
     pub strip_usage: bool,
+}
+
+/// What a request will take, as far as its body says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expected {
+    /// Prompt tokens, estimated without what was learned.
+    pub prompt: u64,
+    /// Completion tokens that the request, or its route, allows; `None` if neither says.
+    pub most_output: Option<u64>,
+}
+
+/// What was taken in the tenant's limits.
+pub struct Admitted {
+    /// `None` once it is settled.
+    pub reservation: Option<Reservation>,
+    pub reserved: Amounts,
+    /// How the limits stood after it.
+    pub shown: RateLimits,
+    /// When; prices are those of this moment.
+    pub at: Timestamp,
 }
 
 /// What goes upstream as the body.
@@ -107,6 +134,8 @@ pub struct Attempts {
     pub again: bool,
     /// Where the last ended attempt went, for the record.
     pub last: Option<Names>,
+    /// It ended because the client left, with the upstream at work.
+    pub left_at_work: bool,
 }
 
 /// Where an attempt went, by name.
@@ -114,6 +143,8 @@ pub struct Names {
     pub upstream: UpstreamId,
     pub account: AccountId,
     pub endpoint: String,
+    /// As the upstream calls it; empty for calls without one.
+    pub model: String,
 }
 
 /// The try that is under way.
@@ -184,6 +215,7 @@ impl Attempt {
             endpoint: endpoint
                 .map(|slot| slot.settings.url.clone())
                 .unwrap_or_default(),
+            model: self.lane.model.clone(),
         }
     }
 }
@@ -203,6 +235,7 @@ impl Context {
             _in_flight: in_flight,
             shown: None,
             stage: Stage::Received,
+            admitted: None,
             attempts: Attempts::default(),
             answer: Answer::default(),
             refusal: None,

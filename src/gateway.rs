@@ -17,8 +17,10 @@
 //! logging                settle and record                   gateway/record.rs
 //! ```
 
+mod admit;
 mod answer;
 mod attempt;
+mod charge;
 pub mod guessing;
 mod identify;
 mod intake;
@@ -45,6 +47,7 @@ use crate::downstream::in_flight::Requests;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
+pub use admit::Counting;
 use guessing::Guessing;
 
 /// What all requests share.
@@ -54,6 +57,7 @@ pub struct Gateway {
     pub in_flight: Arc<Requests>,
     pub bodies: Arc<BodyBudget>,
     pub guessing: Guessing,
+    pub counting: Counting,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

@@ -35,6 +35,7 @@ pub mod fetch;
 pub mod gateway;
 pub mod identity;
 pub mod json;
+pub mod ledger;
 pub mod relay;
 pub mod request;
 pub mod routing;

@@ -15,19 +15,33 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("identity", &["config", "request"]),
     ("upstream", &["config", "relay"]),
     ("admission", &["config"]),
-    ("routing", &["config", "identity", "request", "upstream"]),
+    ("ledger", &["config", "relay"]),
+    (
+        "routing",
+        &["admission", "config", "identity", "request", "upstream"],
+    ),
     ("telemetry", &["config", "relay"]),
     ("downstream", &["identity", "request"]),
     (
         "snapshot",
-        &["config", "identity", "request", "routing", "upstream"],
+        &[
+            "admission",
+            "config",
+            "identity",
+            "ledger",
+            "request",
+            "routing",
+            "upstream",
+        ],
     ),
     (
         "context",
         &[
+            "admission",
             "config",
             "downstream",
             "identity",
+            "ledger",
             "relay",
             "request",
             "routing",
@@ -39,10 +53,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "gateway",
         &[
+            "admission",
             "config",
             "context",
             "downstream",
             "identity",
+            "ledger",
             "relay",
             "request",
             "routing",
@@ -53,17 +69,27 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "admin",
-        &["config", "identity", "snapshot", "telemetry", "upstream"],
+        &[
+            "admission",
+            "config",
+            "identity",
+            "ledger",
+            "snapshot",
+            "telemetry",
+            "upstream",
+        ],
     ),
     (
         "server",
         &[
             "admin",
+            "admission",
             "config",
             "downstream",
             "fetch",
             "gateway",
             "identity",
+            "ledger",
             "request",
             "snapshot",
             "telemetry",
@@ -73,9 +99,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "admission",
             "config",
             "emulator",
             "identity",
+            "ledger",
             "server",
             "snapshot",
             "telemetry",
@@ -88,6 +116,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &[
     "admission",
     "json.rs",
+    "ledger",
     "request/edit.rs",
     "request/head.rs",
     "request/refusal.rs",

@@ -11,10 +11,14 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::config::settings::{Settings, UpstreamId};
+use crate::admission::allowance::Allowance;
+use crate::admission::book::Book;
+use crate::admission::clock::Calendar;
+use crate::config::settings::{Settings, TenantId, UpstreamId};
 use crate::identity::directory::Directory;
 use crate::identity::issuer::IssuerError;
 use crate::identity::standing::Standing;
+use crate::ledger::price::PriceTable;
 use crate::request::edit::JsonText;
 use crate::request::head::HeadLimits;
 use crate::routing::route::{Route, Routes};
@@ -42,6 +46,10 @@ pub struct Snapshot {
     /// What serves `/user/balance`.
     pub balance: Option<Arc<Lane>>,
     pub head_limits: HeadLimits,
+    /// Where days and months of limits begin.
+    pub calendar: Calendar,
+    pub prices: PriceTable,
+    allowances: HashMap<TenantId, Allowance>,
 }
 
 /// The place where the snapshot in use is found.
@@ -54,6 +62,7 @@ impl Snapshot {
         settings: Arc<Settings>,
         registry: &Registry,
         standing: &Arc<Standing>,
+        book: &Book,
         now: Instant,
     ) -> Result<Self, SnapshotError> {
         let mut pools = Vec::with_capacity(settings.upstreams.len());
@@ -85,6 +94,9 @@ impl Snapshot {
                 .iter()
                 .map(|(key, value)| (key.clone(), JsonText::from(value)))
                 .collect(),
+            most_output: most_output(&model.set),
+            usual_output: model.usual_output_tokens,
+            learned: book.learned(&model.name),
         });
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {
@@ -101,6 +113,10 @@ impl Snapshot {
         };
         let directory = Directory::new(&settings, standing.clone())?;
         let lanes = lanes.into_values().collect();
+        let tenants = settings.tenants.iter();
+        let allowances = tenants
+            .map(|tenant| (tenant.id.clone(), Allowance::new(tenant, book)))
+            .collect();
         Ok(Self {
             directory,
             routes,
@@ -109,12 +125,29 @@ impl Snapshot {
             files,
             balance,
             head_limits,
+            calendar: Calendar::new(settings.accounting.time_zone.clone()),
+            prices: PriceTable::new(&settings.accounting),
+            allowances,
             settings,
         })
+    }
+
+    /// What a tenant of this configuration may use.
+    pub fn allowance(&self, tenant: &TenantId) -> Option<&Allowance> {
+        self.allowances.get(tenant)
     }
 
     /// Every upstream model that anything leads to, once, in no order.
     pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
         self.lanes.iter()
     }
+}
+
+/// The fields by which the surfaces bound an answer's tokens.
+const MOST_OUTPUT: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+
+/// What a route's own fields allow.
+fn most_output(set: &[(String, serde_json::Value)]) -> Option<u64> {
+    let fields = set.iter().filter(|(key, _)| MOST_OUTPUT.contains(&&**key));
+    fields.filter_map(|(_, value)| value.as_u64()).max()
 }

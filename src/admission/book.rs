@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::clock::Now;
 use super::counter::Kept;
+use super::estimate::{Experience, Learned};
 use super::subject::{Live, Subject, SubjectName, Told};
 use crate::config::settings::{Limit, LimitKey};
 
@@ -16,6 +17,8 @@ use crate::config::settings::{Limit, LimitKey};
 pub struct Book {
     subjects: Mutex<HashMap<SubjectName, Arc<Subject>>>,
     handed_over: AtomicBool,
+    /// By public model.
+    learned: Mutex<HashMap<String, Arc<Learned>>>,
 }
 
 /// What a process holds of one counter.
@@ -48,6 +51,27 @@ impl Book {
     /// The subject of this name, if anything was ever counted for it.
     pub fn find(&self, name: &SubjectName) -> Option<Arc<Subject>> {
         self.subjects.lock().get(name).cloned()
+    }
+
+    /// What the answers of a public model have shown.
+    pub fn learned(&self, model: &str) -> Arc<Learned> {
+        let mut learned = self.learned.lock();
+        learned.entry(model.to_owned()).or_default().clone()
+    }
+
+    /// All of that, to be written down.
+    pub fn experiences(&self) -> Vec<(String, Experience)> {
+        let learned = self.learned.lock();
+        let models = learned.iter();
+        models
+            .map(|(model, learned)| (model.clone(), learned.experience()))
+            .collect()
+    }
+
+    /// Takes over what was written down. For the start, before anything refers to it.
+    pub fn restore_experience(&self, model: String, experience: Experience) {
+        let learned = Arc::new(Learned::from(experience));
+        self.learned.lock().insert(model, learned);
     }
 
     fn all(&self) -> Vec<Arc<Subject>> {

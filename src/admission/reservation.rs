@@ -19,8 +19,22 @@ pub struct Ask<'a> {
     pub model: &'a str,
     /// What it may take at most, as far as one can know.
     pub amounts: Amounts,
+    /// What of it is certain. The rest is a guess, which gives way where a limit has no room for it
+    /// even when empty. The same as `amounts` for a request that names its maximum.
+    pub least: Amounts,
     /// Its id, as a number.
     pub request: u128,
+}
+
+impl Ask<'_> {
+    fn demand(&self, limit: &Limit) -> u64 {
+        let quantity = limit.key.quantity;
+        let wanted = self.amounts.of(quantity).min(limit.burst);
+        if self.least == self.amounts {
+            return self.amounts.of(quantity);
+        }
+        wanted.max(self.least.of(quantity))
+    }
 }
 
 /// Why a request is refused.
@@ -84,7 +98,7 @@ pub fn reserve(
     }
     for (number, (side, counts)) in locked.iter_mut().enumerate() {
         for rule in side.rules(ask.surface, ask.model) {
-            let demand = ask.amounts.of(rule.limit.key.quantity);
+            let demand = ask.demand(&rule.limit);
             match judge(side, counts, rule, demand, now) {
                 Ok(standing) => shown.note(rule, standing, demand),
                 Err(_) if rule.limit.shadow => {

@@ -74,16 +74,18 @@ fn at(seconds: u64) -> Now {
 }
 
 fn ask(prompt: u64, completion: u64) -> Ask<'static> {
+    let amounts = Amounts {
+        requests: 1,
+        prompt,
+        uncached: prompt,
+        completion,
+        cost: prompt + 4 * completion,
+    };
     Ask {
         surface: bit("chat"),
         model: "deepseek-flash",
-        amounts: Amounts {
-            requests: 1,
-            prompt,
-            uncached: prompt,
-            completion,
-            cost: prompt + 4 * completion,
-        },
+        amounts,
+        least: amounts,
         request: 7,
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::sources::Configuration;
 use super::{Exit, complain, complain_of, print};
+use crate::admission::book::Book;
 use crate::config::explain::ExplainError;
 use crate::config::{self, Layer, Loaded, Settings, diff};
 use crate::identity::standing::Standing;
@@ -87,7 +88,13 @@ fn try_files(settings: &Arc<Settings>) -> Result<(), Vec<String>> {
     }
     let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
     let registry = Registry::default();
-    if let Err(cause) = Snapshot::new(settings.clone(), &registry, &standing, Instant::now()) {
+    if let Err(cause) = Snapshot::new(
+        settings.clone(),
+        &registry,
+        &standing,
+        &Book::default(),
+        Instant::now(),
+    ) {
         problems.push(cause.to_string());
     }
     if problems.is_empty() {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Version, header};
+use jiff::Timestamp;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, Session};
@@ -50,6 +51,11 @@ impl Gateway {
             answer.remove_header(&header::TRANSFER_ENCODING);
         }
         answer.set_status(status)?;
+        if let Some(admitted) = &ctx.admitted {
+            admitted
+                .shown
+                .put(&mut answer, ctx.family, Timestamp::now())?;
+        }
         if matches!(ctx.answer.watch, Watch::Error { .. }) {
             answer.insert_header(header::CONTENT_TYPE, "application/json")?;
             answer.insert_header(forward::SHOULD_RETRY, "false")?;

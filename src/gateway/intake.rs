@@ -10,8 +10,9 @@ use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::admit::expected;
 use crate::config::settings::Tenant;
-use crate::context::{Context, Outbound, Routed, Stage};
+use crate::context::{Context, Expected, Outbound, Routed, Stage};
 use crate::downstream::connection::ConnectionState;
 use crate::identity::directory::Identity;
 use crate::identity::reason::Reason;
@@ -138,11 +139,13 @@ impl Gateway {
                 route: None,
                 lanes: vec![lane],
                 body,
+                expected: Expected::default(),
                 stream: false,
                 strip_usage: false,
             }
         };
         ctx.stage = Stage::Routed(Box::new(routed));
+        self.admit(ctx)?;
         Ok(Passage::Forward)
     }
 
@@ -229,6 +232,7 @@ impl Gateway {
             .and_then(|options| options.include_usage)
             == Some(true);
         let strip_usage = stream && !asked && route::asks_for_usage(surface);
+        let expected = expected(&fields, &route);
         let edits = edits(
             &fields,
             &route,
@@ -247,6 +251,7 @@ impl Gateway {
                 lane: 0,
                 _share: body.share,
             },
+            expected,
             stream,
             strip_usage,
         })

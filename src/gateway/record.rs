@@ -8,6 +8,7 @@ use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::charge::Charge;
 use crate::context::{Context, Watch};
 use crate::relay::usage::Usage;
 use crate::telemetry::access_log::{Ending, Line, TARGET, millis};
@@ -30,13 +31,14 @@ impl Gateway {
         if let Some(connection) = &ctx.connection {
             connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
         }
-        self.count(ctx, ending, now);
+        let charge = self.charge(ctx, session.body_bytes_sent() as u64);
+        self.count(ctx, ending, now, charge.as_ref());
         if ctx.snapshot.settings.logging.access {
-            self.line(session, ctx, ending, now);
+            self.line(session, ctx, ending, now, charge.as_ref());
         }
     }
 
-    fn count(&self, ctx: &Context, ending: Ending, now: Instant) {
+    fn count(&self, ctx: &Context, ending: Ending, now: Instant, charge: Option<&Charge>) {
         let metrics = &self.metrics;
         let surface = ctx.surface().map_or("none", |surface| surface.name());
         let model = ctx.model().unwrap_or_default();
@@ -87,12 +89,12 @@ impl Gateway {
                 .with_label_values(&[model, upstream])
                 .observe(waited);
         }
-        match (ctx.usage(), &ctx.answer.watch) {
-            (Some(usage), _) => self.count_tokens(tenant, model, usage),
-            (None, Watch::Stream(_) | Watch::Whole(_)) => {
+        match charge {
+            Some(charge) if !charge.estimated => self.count_tokens(tenant, model, charge.usage),
+            Some(charge) if !charge.cut => {
                 metrics.usage_missing.with_label_values(&[upstream]).inc()
             }
-            (None, Watch::Nothing | Watch::Error { .. }) => {}
+            Some(_) | None => {}
         }
     }
 
@@ -111,7 +113,14 @@ impl Gateway {
         }
     }
 
-    fn line(&self, session: &Session, ctx: &Context, ending: Ending, now: Instant) {
+    fn line(
+        &self,
+        session: &Session,
+        ctx: &Context,
+        ending: Ending,
+        now: Instant,
+        charge: Option<&Charge>,
+    ) {
         if !log::log_enabled!(target: TARGET, log::Level::Info) {
             return;
         }
@@ -153,11 +162,15 @@ impl Gateway {
             cached_tokens: None,
             completion_tokens: None,
             reasoning_tokens: None,
+            usage_estimated: charge.is_some_and(|charge| charge.estimated),
+            cost: charge
+                .and_then(|charge| charge.cost)
+                .map(|cost| cost.to_string()),
             finish_reason: finish_reason(ctx),
             upstream_trace: ctx.answer.upstream_trace.as_deref(),
             protocol: protocol(ctx.protocol),
         };
-        line.with_usage(ctx.usage()).write();
+        line.with_usage(charge.map(|charge| charge.usage)).write();
     }
 }
 

@@ -256,6 +256,7 @@ impl Gateway {
                 .attempts
                 .with_label_values(&[upstream, account, outcome])
                 .inc();
+            ctx.attempts.left_at_work = ctx.client_gone && attempt.sent;
             ctx.attempts.last = Some(attempt.names());
         }
     }

@@ -7,6 +7,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
+use jiff::Timestamp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType, Result};
 
@@ -165,6 +166,7 @@ pub fn refusal_head(
     if let Some(seconds) = refusal.retry_after_seconds() {
         head.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds))?;
     }
+    refusal.rate.put(&mut head, family, Timestamp::now())?;
     if !refusal.code.may_retry() {
         head.insert_header(SHOULD_RETRY, "false")?;
     }

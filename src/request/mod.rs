@@ -6,6 +6,7 @@ pub mod edit;
 pub mod forward;
 pub mod head;
 pub mod pipe;
+pub mod rate;
 pub mod refusal;
 pub mod scan;
 pub mod surface;

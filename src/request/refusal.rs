@@ -13,6 +13,9 @@ use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::Serialize;
+
+use super::rate::RateLimits;
 
 /// The error dialect a caller understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,8 +48,30 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// Close the connection after the answer: its framing is in doubt.
     pub close: bool,
+    /// The limit that refuses, for programs to read.
+    pub limit: Option<Box<LimitNote>>,
+    /// Sent as rate limit fields.
+    pub rate: RateLimits,
     /// For the log only.
     pub detail: Option<String>,
+}
+
+/// A limit that a request did not fit in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LimitNote {
+    /// As in reports: `chat/*/requests_per_minute`.
+    pub name: String,
+    /// `tenant` or `group`: whose limit it is.
+    pub of: &'static str,
+    /// Of the unit of the name; money in nano-units.
+    pub limit: u64,
+    pub used: u64,
+    /// By requests under way.
+    pub reserved: u64,
+    /// What this request would have taken.
+    pub requested: u64,
+    /// Seconds until the limit stands where it began; rounded up.
+    pub reset_seconds: u64,
 }
 
 macro_rules! codes {
@@ -101,6 +126,14 @@ codes! {
     /// The tenant does not call from this address.
     AddressNotAllowed = "address_not_allowed", StatusCode::FORBIDDEN, Client, false;
     TooManyFailedAttempts = "too_many_failed_attempts", StatusCode::TOO_MANY_REQUESTS, Client, true;
+    /// A short limit of the tenant's plan, or of its group's, has no room now.
+    RateLimitExceeded = "rate_limit_exceeded", StatusCode::TOO_MANY_REQUESTS, Client, true;
+    /// A day's or a month's limit is used up.
+    InsufficientQuota = "insufficient_quota", StatusCode::TOO_MANY_REQUESTS, Client, false;
+    /// A limit that can never hold this request, however empty it is.
+    RequestExceedsLimit = "request_exceeds_limit", StatusCode::TOO_MANY_REQUESTS, Client, false;
+    /// One client address begins too many requests.
+    TooManyRequestsFromAddress = "too_many_requests_from_address", StatusCode::TOO_MANY_REQUESTS, Client, true;
     TooManySignedRequests = "too_many_signed_requests", StatusCode::TOO_MANY_REQUESTS, Client, true;
     /// The tenant is known but may not do this.
     NotAllowed = "not_allowed", StatusCode::FORBIDDEN, Client, false;
@@ -125,6 +158,11 @@ codes! {
     UpstreamTimeout = "upstream_timeout", StatusCode::GATEWAY_TIMEOUT, Upstream, true;
     /// All accounts are at their ceiling, or too many bodies are in memory.
     Overloaded = "overloaded", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
+    /// Nobody can say how much of the tenant's limits is left, and the operator wants no request to
+    /// pass unseen.
+    LimitsUnavailable = "limits_unavailable", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
+    /// This process is leaving and another one counts.
+    HandedOver = "handed_over", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
     /// The answer broke off after content was sent; only ever seen inside a stream.
     StreamInterrupted = "stream_interrupted", StatusCode::BAD_GATEWAY, Upstream, true;
 }
@@ -137,6 +175,8 @@ impl Refusal {
             param: None,
             retry_after: None,
             close: false,
+            limit: None,
+            rate: RateLimits::default(),
             detail: None,
         }
     }
@@ -180,7 +220,7 @@ impl Refusal {
 
     /// The error object in the caller's dialect.
     pub fn body(&self, family: Family, request_id: &str) -> String {
-        let value = match family {
+        let mut value = match family {
             Family::OpenAi => serde_json::json!({
                 "error": {
                     "message": self.message,
@@ -200,6 +240,11 @@ impl Refusal {
                 "request_id": request_id,
             }),
         };
+        if let (Some(limit), Some(error)) = (&self.limit, value.get_mut("error")) {
+            if let Some(error) = error.as_object_mut() {
+                error.insert("limit".to_owned(), serde_json::json!(limit));
+            }
+        }
         value.to_string()
     }
 
@@ -228,6 +273,9 @@ impl std::error::Error for Refusal {}
 
 /// `type` in OpenAI's error object, by status: <https://platform.openai.com/docs/guides/error-codes>.
 fn openai_type(code: Code) -> &'static str {
+    if code == Code::InsufficientQuota {
+        return "insufficient_quota";
+    }
     match code.status().as_u16() {
         401 => "authentication_error",
         403 => "permission_error",

@@ -30,12 +30,14 @@ use super::triggers::Files;
 use super::upkeep::Upkeep;
 use super::watch::Stamps;
 use crate::admin::AdminService;
+use crate::admission::book::Book;
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
 use crate::downstream::in_flight::Requests;
-use crate::gateway::Gateway;
 use crate::gateway::guessing::Guessing;
+use crate::gateway::{Counting, Gateway};
 use crate::identity::standing::Standing;
+use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::telemetry::logger;
@@ -109,6 +111,7 @@ struct Parts {
     snapshot: Snapshot,
     registry: Arc<Registry>,
     standing: Arc<Standing>,
+    book: Arc<Book>,
     certificates: Certificates,
     metrics: Arc<Metrics>,
     listening: Vec<Listening>,
@@ -139,7 +142,14 @@ impl Parts {
             .saturating_mul(server.threads.max(1));
         let registry = Arc::new(Registry::keeping(idle));
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
-        let snapshot = Snapshot::new(settings.clone(), &registry, &standing, Instant::now())?;
+        let book = Arc::new(Book::default());
+        let snapshot = Snapshot::new(
+            settings.clone(),
+            &registry,
+            &standing,
+            &book,
+            Instant::now(),
+        )?;
         let certificates = Certificates::first(&settings.server.listeners, metrics.clone())?;
         let mut listening = Vec::new();
         for (number, listener) in settings.server.listeners.iter().enumerate() {
@@ -169,6 +179,7 @@ impl Parts {
             snapshot,
             registry,
             standing,
+            book,
             certificates,
             metrics,
             listening,
@@ -184,6 +195,7 @@ impl Parts {
             snapshot,
             registry,
             standing,
+            book,
             certificates,
             metrics,
             listening,
@@ -196,12 +208,14 @@ impl Parts {
         let readiness = Readiness::new(metrics.ready.clone());
         let reloaded = Arc::new(Notify::new());
         let limits = &settings.server.limits;
+        let journal = Arc::new(Journal::default());
         let gateway = Gateway {
             current: current.clone(),
             metrics: metrics.clone(),
             in_flight: in_flight.clone(),
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
             guessing: Guessing::new(),
+            counting: Counting::new(book.clone(), journal.clone()),
             hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
@@ -242,6 +256,7 @@ impl Parts {
             current,
             registry,
             standing,
+            book,
             certificates,
             changing: tokio::sync::Mutex::default(),
             metrics,

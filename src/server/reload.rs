@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use super::renewal::Certificates;
 use super::sources::{Reading, SourceError, Sources};
 use super::triggers::Files;
+use crate::admission::book::Book;
 use crate::config::{self, Mistake, Settings, diff};
 use crate::identity::standing::Standing;
 use crate::snapshot::{Current, Snapshot, SnapshotError};
@@ -32,6 +33,7 @@ pub struct Reloader {
     pub current: Current,
     pub registry: Arc<Registry>,
     pub standing: Arc<Standing>,
+    pub book: Arc<Book>,
     pub certificates: Certificates,
     /// One change at a time.
     pub changing: tokio::sync::Mutex<()>,
@@ -130,7 +132,8 @@ impl Reloader {
     }
 
     fn prepare(&self, settings: Arc<Settings>) -> Result<Snapshot, SnapshotError> {
-        Snapshot::new(settings, &self.registry, &self.standing, Instant::now())
+        let (registry, standing, book) = (&self.registry, &self.standing, &self.book);
+        Snapshot::new(settings, registry, standing, book, Instant::now())
     }
 }
 

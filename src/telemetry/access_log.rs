@@ -80,6 +80,12 @@ pub struct Line<'a> {
     pub completion_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_tokens: Option<u64>,
+    /// The tokens were made up from what passed; nobody has told them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub usage_estimated: bool,
+    /// In the accounting currency, six decimals; absent without a price.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<&'static str>,
     /// The upstream's own id of the call.

@@ -4,12 +4,13 @@
 //! upstreams, accounts and endpoints come from the configuration, everything else from closed
 //! lists. What a client sends never becomes a label.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Seconds; from a cached answer to the longest thinking.
@@ -83,6 +84,11 @@ metrics! {
     tokens: IntCounterVec = counters("tokens_total", "Tokens as the upstream reported them; prompt includes cached, completion includes reasoning.", &["tenant", "model", "kind"]);
     usage_missing: IntCounterVec = counters("usage_missing_total", "Answers that ended without reporting usage.", &["upstream"]);
     overhead: HistogramVec = histograms("overhead_seconds", "The gateway's own work, waits left out, by phase.", &["phase"], OVERHEAD_BUCKETS);
+    usage_nonsensical: IntCounterVec = counters("usage_nonsensical_total", "Answers whose reported usage no model can reach; estimated instead.", &["upstream"]);
+    usage_estimated: IntCounterVec = counters("usage_estimated_total", "Answers charged by an estimate, since their usage was not told.", &["tenant", "model", "upstream"]);
+    cost: CounterVec = float_counters("cost_total", "What answers cost by the price table, in the accounting currency.", &["tenant", "model", "upstream"]);
+    cache_savings: CounterVec = float_counters("cache_savings_total", "What answers would have cost more without the provider's cache, in the accounting currency.", &["tenant", "model", "upstream"]);
+    limit_refusals: IntCounterVec = counters("limit_refusals_total", "Requests that a limit refused, or in shadow mode would have refused.", &["subject", "limit", "mode"]);
     streams_interrupted: IntCounterVec = counters("streams_interrupted_total", "Answers that broke off after content was sent.", &["upstream", "reason"]);
     client_disconnects: IntCounterVec = counters("client_disconnects_total", "Requests whose client left before the answer was complete.", &["surface"]);
     certificate_expiry: GaugeVec = float_gauges("certificate_expiry_timestamp_seconds", "When a listener's certificate expires.", &["listener", "certificate"]);
@@ -130,6 +136,18 @@ impl Metrics {
         self.refusals.clone()
     }
 
+    /// A limit refused a request.
+    pub fn limit_refused(&self, subject: &str, limit: &impl Display) {
+        let labels = [subject, &limit.to_string(), "enforced"];
+        self.limit_refusals.with_label_values(&labels).inc();
+    }
+
+    /// A limit in shadow mode would have refused a request.
+    pub fn would_refuse(&self, subject: &str, limit: &impl Display) {
+        let labels = [subject, &limit.to_string(), "shadow"];
+        self.limit_refusals.with_label_values(&labels).inc();
+    }
+
     pub fn own_work(&self, phase: &str, spent: Duration) {
         self.overhead
             .with_label_values(&[phase])
@@ -172,6 +190,14 @@ fn opts(name: &str, help: &str) -> Opts {
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
     IntCounterVec::new(opts(name, help), labels)
+}
+
+fn float_counters(
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<CounterVec, prometheus::Error> {
+    CounterVec::new(opts(name, help), labels)
 }
 
 fn counter(name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {

@@ -1,0 +1,294 @@
+//! How much may this caller use: room is taken in its limits before an upstream is chosen. What was
+//! really taken is settled in [`super::charge`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+
+use super::Gateway;
+use crate::admission::allowance::bit;
+use crate::admission::amounts::{Amounts, MOST_TOKENS};
+use crate::admission::book::Book;
+use crate::admission::clock::{Calendar, Now};
+use crate::admission::counter::{Full, Standing};
+use crate::admission::estimate;
+use crate::admission::reservation::{Ask, Denied, Shown, reserve};
+use crate::config::settings::{LimitKey, Quantity, Rates, Window};
+use crate::context::{Admitted, Context, Expected, Routed};
+use crate::ledger::cost::{Money, cost};
+use crate::ledger::journal::Journal;
+use crate::relay::usage::Usage;
+use crate::request::rate::{self, Gauge, RateLimits};
+use crate::request::refusal::{Code, LimitNote, Refusal};
+use crate::request::scan::Fields;
+use crate::request::surface::Surface;
+use crate::routing::route::Route;
+use crate::snapshot::Snapshot;
+
+/// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// What was used, what is held, and the clock that both are measured by.
+pub struct Counting {
+    pub book: Arc<Book>,
+    pub journal: Arc<Journal>,
+    began: Instant,
+    /// Nanoseconds since 1970 at `began`.
+    epoch: u64,
+}
+
+impl Counting {
+    pub fn new(book: Arc<Book>, journal: Arc<Journal>) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            book,
+            journal,
+            began: Instant::now(),
+            epoch: since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
+        }
+    }
+
+    /// This moment by both clocks.
+    pub fn now(&self, calendar: &Calendar) -> Now {
+        let since = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let wall = Timestamp::now().as_second();
+        calendar.at(self.epoch.saturating_add(since), wall)
+    }
+}
+
+/// What a body says of what it will take. Asked before the body is edited.
+pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {
+    let texts = [
+        &fields.messages,
+        &fields.input,
+        &fields.prompt,
+        &fields.system,
+        &fields.tools,
+    ];
+    let texts = texts.into_iter().flatten();
+    let asked = [
+        fields.max_tokens,
+        fields.max_completion_tokens,
+        fields.max_output_tokens,
+    ];
+    // What the route sets comes over what the client says.
+    let asked = route.most_output.or(asked.into_iter().flatten().max());
+    Expected {
+        prompt: estimate::prompt(texts.filter_map(|span| fields.bytes(span))),
+        most_output: asked.map(|most| most.min(MOST_TOKENS)),
+    }
+}
+
+impl Gateway {
+    /// Takes room in every limit that covers the routed request, or refuses.
+    pub(super) fn admit(&self, ctx: &mut Context) -> Result<(), Refusal> {
+        let began = Instant::now();
+        let snapshot = ctx.snapshot.clone();
+        let Some(routed) = ctx.routed() else {
+            return Err(Refusal::new(Code::Internal, "The request lost its way."));
+        };
+        let at = Timestamp::now();
+        let surface = routed.surface.name();
+        let (amounts, least) = amounts(&snapshot, routed, at);
+        if self.counting.book.is_handed_over() {
+            return Err(handed_over());
+        }
+        let Some(allowance) = snapshot.allowance(&routed.identity.tenant.id) else {
+            return Err(Refusal::new(Code::Internal, "The tenant is not known."));
+        };
+        let ask = Ask {
+            surface: bit(surface),
+            model: ctx.model().unwrap_or_default(),
+            amounts,
+            least,
+            request: u128::from_str_radix(ctx.request_id(), 16).unwrap_or_default(),
+        };
+        let now = self.counting.now(&snapshot.calendar);
+        let (reservation, shadowed) = reserve(allowance, &ask, &now);
+        for (subject, key) in shadowed {
+            self.metrics.would_refuse(&subject.0, &key);
+        }
+        let reservation = reservation.map_err(|denied| {
+            self.metrics.limit_refused(&denied.subject.0, &denied.key);
+            refusal(&denied, at)
+        })?;
+        ctx.admitted = Some(Admitted {
+            shown: shown(&reservation.shown),
+            reservation: Some(reservation),
+            reserved: amounts,
+            at,
+        });
+        self.metrics.own_work("admit", began.elapsed());
+        Ok(())
+    }
+
+    /// The request goes out: from here on it counts as one.
+    pub(super) fn count_as_sent(&self, ctx: &mut Context) {
+        let now = self.counting.now(&ctx.snapshot.calendar);
+        if let Some(admitted) = &mut ctx.admitted
+            && let Some(reservation) = &mut admitted.reservation
+        {
+            reservation.sent(&now);
+        }
+    }
+}
+
+/// What the request may take in all, and what of it is certain: its prompt.
+fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amounts) {
+    let one = Amounts {
+        requests: 1,
+        ..Amounts::default()
+    };
+    let Some(route) = &routed.route else {
+        return (one, one);
+    };
+    let prompt = route.learned.prompt(routed.expected.prompt);
+    let completion = match routed.expected.most_output {
+        _ if routed.surface == Surface::Embeddings => 0,
+        Some(most) => most,
+        None => route.learned.completion(route.usual_output),
+    };
+    let rates = routed.lanes.iter().filter_map(|lane| {
+        let prices = snapshot.prices.of(&lane.pool.settings.id, &lane.model);
+        prices.rates_at(at)
+    });
+    let dearest = rates.fold(None, |dearest: Option<Rates>, rates| {
+        Some(dearest.map_or(rates, |other| Rates {
+            cache_hit: other.cache_hit.max(rates.cache_hit),
+            cache_miss: other.cache_miss.max(rates.cache_miss),
+            output: other.output.max(rates.output),
+        }))
+    });
+    let money = |prompt, completion| {
+        let usage = Usage {
+            prompt,
+            completion,
+            ..Usage::default()
+        };
+        dearest.map_or(0, |rates| cost(rates, &usage).nanos())
+    };
+    let least = Amounts {
+        prompt,
+        uncached: prompt,
+        cost: money(prompt, 0),
+        ..one
+    };
+    let amounts = Amounts {
+        completion,
+        cost: money(prompt, completion),
+        ..least
+    };
+    match routed.expected.most_output {
+        Some(_) => (amounts, amounts),
+        None => (amounts, least),
+    }
+}
+
+/// What the caller is told of a limit that has no room.
+fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
+    let Denied {
+        subject,
+        key,
+        standing,
+        demand,
+        full,
+    } = denied;
+    let of_group = subject.0.starts_with("group/");
+    let whose = if of_group { "your group" } else { "you" };
+    let (code, wait, end) = match *full {
+        Full::Always => (
+            Code::RequestExceedsLimit,
+            None,
+            "This request alone is more than that; ask for less, for example by a smaller \
+             max_tokens."
+                .to_owned(),
+        ),
+        Full::For(wait) => {
+            let calendar = matches!(key.window, Window::Day | Window::Month);
+            let again = format!(
+                "It has room again in {}, at {}.",
+                rate::short(wait),
+                rate::after(at, wait)
+            );
+            if calendar && wait > LONGEST_WAIT {
+                (Code::InsufficientQuota, Some(wait), again)
+            } else {
+                (Code::RateLimitExceeded, Some(wait.min(LONGEST_WAIT)), again)
+            }
+        }
+    };
+    let message = format!(
+        "The limit {} allows {whose} {}: {} used, {} reserved by requests under way, {} asked for. \
+         {end}",
+        limit_name(key),
+        quantity(key, standing.limit),
+        quantity(key, standing.used),
+        quantity(key, standing.held),
+        quantity(key, *demand),
+    );
+    let note = LimitNote {
+        name: key.to_string(),
+        of: if of_group { "group" } else { "tenant" },
+        limit: standing.limit,
+        used: standing.used,
+        reserved: standing.held,
+        requested: *demand,
+        reset_seconds: standing.reset.as_secs() + u64::from(standing.reset.subsec_nanos() > 0),
+    };
+    let mut refusal = Refusal::new(code, message);
+    refusal.retry_after = wait;
+    refusal.limit = Some(Box::new(note));
+    refusal.rate = match key.quantity {
+        Quantity::Requests => RateLimits {
+            requests: Some(gauge(standing)),
+            tokens: None,
+        },
+        Quantity::Cost | Quantity::Concurrent => RateLimits::default(),
+        _ => RateLimits {
+            requests: None,
+            tokens: Some(gauge(standing)),
+        },
+    };
+    refusal
+}
+
+/// `requests_per_minute (chat, deepseek-flash)`: the key of the plan, and what it covers.
+fn limit_name(key: &LimitKey) -> String {
+    let name = key.to_string();
+    let name = name.rsplit('/').next().unwrap_or_default();
+    match &key.model {
+        Some(model) => format!("{name} ({}, {model})", key.surfaces.as_str()),
+        None => format!("{name} ({})", key.surfaces.as_str()),
+    }
+}
+
+fn quantity(key: &LimitKey, amount: u64) -> String {
+    match key.quantity {
+        Quantity::Cost => Money::from_nanos(amount).to_string(),
+        _ => amount.to_string(),
+    }
+}
+
+fn handed_over() -> Refusal {
+    Refusal::closing(
+        Code::HandedOver,
+        "This process is being replaced; connect again and the new one will answer.",
+    )
+    .retry_after(Duration::from_secs(1))
+}
+
+fn shown(shown: &Shown) -> RateLimits {
+    RateLimits {
+        requests: shown.requests.as_ref().map(gauge),
+        tokens: shown.tokens.as_ref().map(gauge),
+    }
+}
+
+fn gauge(standing: &Standing) -> Gauge {
+    Gauge {
+        limit: standing.limit,
+        remaining: standing.remaining(),
+        reset: standing.reset,
+    }
+}
