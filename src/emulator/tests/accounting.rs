@@ -293,6 +293,20 @@ async fn max_tokens_are_kept_exactly_on_every_surface() {
 }
 
 #[tokio::test]
+async fn openais_newer_name_of_max_tokens_binds_a_self_hosted_one_only() {
+    for (self_hosted, tokens) in [(true, 5), (false, 32)] {
+        let config = EmulatorConfig {
+            self_hosted,
+            ..quick()
+        };
+        let stand = start(config).await;
+        let body = with(ask("hello"), "max_completion_tokens", json!(5));
+        stand.post("/chat/completions", &body).await;
+        assert_eq!(stand.ended().await["usage"]["completion"], tokens);
+    }
+}
+
+#[tokio::test]
 async fn embeddings_are_billed_for_their_prompt() {
     let stand = start(EmulatorConfig {
         embeddings: true,
