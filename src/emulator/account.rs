@@ -32,6 +32,17 @@ pub(super) struct Account {
 struct Lane {
     ceiling: usize,
     busy: AtomicUsize,
+    /// Most that were ever busy at one time.
+    peak: AtomicUsize,
+}
+
+/// How many requests of one model an account has and had at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Concurrency {
+    pub model: String,
+    pub ceiling: usize,
+    pub in_flight: usize,
+    pub peak_in_flight: usize,
 }
 
 /// A place in a lane; given back on drop.
@@ -78,7 +89,10 @@ impl Account {
                 (busy < lane.ceiling).then_some(busy + 1)
             });
         match entered {
-            Ok(_) => Ok(Slot(lane)),
+            Ok(before) => {
+                lane.peak.fetch_max(before + 1, Ordering::AcqRel);
+                Ok(Slot(lane))
+            }
             Err(_) => Err(lane.ceiling),
         }
     }
@@ -102,6 +116,7 @@ impl Account {
             Arc::new(Lane {
                 ceiling,
                 busy: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
             })
         });
         Arc::clone(lane)
@@ -119,6 +134,28 @@ impl Account {
             .iter()
             .map(|(model, lane)| (model.clone(), lane.busy.load(Ordering::Acquire)))
             .collect()
+    }
+
+    /// The concurrency of each model that was asked for.
+    pub(super) fn concurrency(&self) -> Vec<Concurrency> {
+        let lanes = self.lanes.lock();
+        lanes
+            .iter()
+            .map(|(model, lane)| Concurrency {
+                model: model.clone(),
+                ceiling: lane.ceiling,
+                in_flight: lane.busy.load(Ordering::Acquire),
+                peak_in_flight: lane.peak.load(Ordering::Acquire),
+            })
+            .collect()
+    }
+
+    /// Starts the peaks anew from what is in flight.
+    pub(super) fn forget_peaks(&self) {
+        for lane in self.lanes.lock().values() {
+            let busy = lane.busy.load(Ordering::Acquire);
+            lane.peak.store(busy, Ordering::Release);
+        }
     }
 
     /// Prompt tokens that the cache holds already; remembers the prompt, and
@@ -199,6 +236,20 @@ mod tests {
         drop(slot);
         assert!(account.enter("deepseek-flash").is_ok());
         assert_eq!(account.in_flight().get("deepseek-flash"), Some(&0));
+    }
+
+    #[test]
+    fn the_peak_stays_until_it_is_forgotten() {
+        let account = account(3);
+        let peak = || account.concurrency()[0].peak_in_flight;
+        let first = account.enter("deepseek-flash").unwrap();
+        let second = account.enter("deepseek-flash").unwrap();
+        drop(second);
+        assert_eq!(peak(), 2);
+        account.forget_peaks();
+        assert_eq!(peak(), 1);
+        drop(first);
+        assert_eq!(peak(), 1);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::prompt::{Ask, Choice, Tool};
+use super::usage::Usage;
 
 /// Most words of the user's message that are repeated.
 const MAX_ECHO_WORDS: usize = 12;
@@ -70,28 +71,6 @@ impl Fragments {
 pub(super) enum Said {
     Text(Fragments),
     Call { name: String, arguments: Fragments },
-}
-
-/// Tokens of one exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Usage {
-    pub prompt: usize,
-    /// Part of the prompt that was cached.
-    pub hit: usize,
-    /// Reasoning included.
-    pub completion: usize,
-    /// Absent when thinking is off.
-    pub reasoning: Option<usize>,
-}
-
-impl Usage {
-    pub(super) fn miss(&self) -> usize {
-        self.prompt.saturating_sub(self.hit)
-    }
-
-    pub(super) fn total(&self) -> usize {
-        self.prompt.saturating_add(self.completion)
-    }
 }
 
 /// An invented answer.
@@ -271,6 +250,8 @@ fn chop(text: &str) -> Fragments {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ask(text: &str) -> Ask {
@@ -339,5 +320,28 @@ mod tests {
             Answer::invent(&ask, 9, None).said,
             Said::Call { .. }
         ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_is_longer_than_max_tokens_nor_shorter_without_need(
+            text in "[a-z 中]{0,60}",
+            tokens in 0_usize..80,
+            most in 1_usize..120,
+            (thinking, json, tool) in any::<(bool, bool, bool)>(),
+        ) {
+            let mut ask = ask(&text);
+            (ask.thinking, ask.json) = (thinking, json);
+            if tool {
+                ask.tools = vec![weather()];
+                ask.choice = Choice::Required;
+            }
+            let free = Answer::invent(&ask, tokens, None).tokens();
+            ask.max_tokens = Some(most);
+            let answer = Answer::invent(&ask, tokens, None);
+            prop_assert_eq!(answer.tokens(), free.min(most));
+            prop_assert_eq!(answer.usage(1, 0).completion, free.min(most));
+            prop_assert_eq!(answer.finish == "length", free > most);
+        }
     }
 }

@@ -4,10 +4,11 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::answer::{Fragments, Said, Usage};
+use super::answer::{Fragments, Said};
 use super::fault::UsagePlace;
 use super::reply::{FINGERPRINT, Reply};
 use super::transcript::{Pace, Transcript, quoted};
+use super::usage::Usage;
 
 const NULL_CHOICE_END: &[u8] = b",\"logprobs\":null,\"finish_reason\":null}]";
 const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -46,7 +47,7 @@ pub(super) fn whole(reply: &Reply) -> Bytes {
             object.insert("tool_calls".to_owned(), call);
         }
     }
-    let body = json!({
+    let mut body = json!({
         "id": reply.id,
         "object": "chat.completion",
         "created": reply.created,
@@ -57,9 +58,9 @@ pub(super) fn whole(reply: &Reply) -> Bytes {
             "logprobs": null,
             "finish_reason": reply.answer.finish,
         }],
-        "usage": usage(&reply.usage),
         "system_fingerprint": FINGERPRINT,
     });
+    reply.telling.tell_in(&mut body, &reply.usage, usage);
     Bytes::from(body.to_string())
 }
 
@@ -143,17 +144,22 @@ impl Chunks<'_> {
 /// The finish chunk, the usage where it belongs, and the end mark. `last` is
 /// the finish chunk up to its reason.
 pub(super) fn finish(chunks: &mut Transcript, reply: &Reply, head: &[u8], last: &[&[u8]]) {
-    let usage = usage(&reply.usage).to_string();
+    let usage = reply.telling.tell(&reply.usage, usage);
+    let usage = usage.map(|usage| usage.to_string()).unwrap_or_default();
     let reason = format!(",\"finish_reason\":{}}}]", quoted(&reply.answer.finish));
     let mut parts = last.to_vec();
     parts.push(reason.as_bytes());
     match reply.usage_place {
-        UsagePlace::Attached => parts.extend([&b",\"usage\":"[..], usage.as_bytes(), b"}\n\n"]),
+        UsagePlace::Attached => {
+            chunks.tells_usage();
+            parts.extend([&b",\"usage\":"[..], usage.as_bytes(), b"}\n\n"]);
+        }
         _ if reply.null_usage => parts.push(b",\"usage\":null}\n\n"),
         _ => parts.push(b"}\n\n"),
     }
     chunks.event(Pace::AtOnce, &parts);
     if reply.usage_place == UsagePlace::Trailing {
+        chunks.tells_usage();
         chunks.event(
             Pace::AtOnce,
             &[head, b"],\"usage\":", usage.as_bytes(), b"}\n\n"],

@@ -18,6 +18,7 @@ struct ChatRequest {
     thinking: Option<Thinking>,
     reasoning_effort: Option<String>,
     max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
     response_format: Option<Kind>,
     stop: Option<Stop>,
     stream: Option<bool>,
@@ -115,7 +116,10 @@ pub(super) fn read(body: &[u8], beta: bool, self_hosted: bool) -> Result<Ask, Re
     let model = models::served(&request.model, self_hosted)?;
     check_ranges(&request)?;
     let mut ask = Ask::new(model, request.user_id)?;
-    ask.limit("max_tokens", request.max_tokens, MAX_OUTPUT_TOKENS)?;
+    // Self-hosted servers know OpenAI's newer name too; DeepSeek ignores it.
+    let newer = request.max_completion_tokens.filter(|_| self_hosted);
+    let most = newer.or(request.max_tokens);
+    ask.limit("max_tokens", most, MAX_OUTPUT_TOKENS)?;
     ask.stream = request.stream.unwrap_or(false);
     ask.include_usage = request
         .stream_options

@@ -65,7 +65,7 @@ pub(super) fn read(body: &[u8], beta: bool, self_hosted: bool) -> Result<Ask, Re
 
 /// The answer in one piece.
 pub(super) fn whole(reply: &Reply) -> Bytes {
-    let body = json!({
+    let mut body = json!({
         "id": reply.id,
         "object": "text_completion",
         "created": reply.created,
@@ -76,9 +76,9 @@ pub(super) fn whole(reply: &Reply) -> Bytes {
             "logprobs": null,
             "finish_reason": reply.answer.finish,
         }],
-        "usage": chat::usage(&reply.usage),
         "system_fingerprint": FINGERPRINT,
     });
+    reply.telling.tell_in(&mut body, &reply.usage, chat::usage);
     Bytes::from(body.to_string())
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use http::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::exchange::Act;
+use super::account::Account;
+use super::exchange::{Act, JSON};
 use super::refusal::Refusal;
 use super::route::Control;
 use super::world::World;
@@ -40,11 +42,16 @@ pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Ac
         }
         Control::ClearFaults => world.desk.clear(),
         Control::ShowFaults => {}
-        Control::Journal { full } => return Ok(Act::json(&world.journal.to_json(full))),
+        Control::Journal(form) => {
+            let list = world.journal.to_json(form);
+            return Ok(Act::plain(StatusCode::OK, JSON, list));
+        }
         Control::ClearJournal => {
             world.journal.clear();
+            world.accounts.iter().for_each(Account::forget_peaks);
             return Ok(Act::json(&json!([])));
         }
+        Control::Totals => return Ok(Act::json(&totals(world))),
         Control::InFlight => {
             let counts: BTreeMap<&str, BTreeMap<String, usize>> = world
                 .accounts
@@ -55,4 +62,21 @@ pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Ac
         }
     }
     Ok(Act::json(&world.desk.to_json()))
+}
+
+/// Sums of usage, and beside them how full the accounts are and were.
+fn totals(world: &World) -> Value {
+    let mut concurrency = Vec::new();
+    for account in &world.accounts {
+        for lane in account.concurrency() {
+            concurrency.push(json!({
+                "account": account.name,
+                "model": lane.model,
+                "ceiling": lane.ceiling,
+                "in_flight": lane.in_flight,
+                "peak_in_flight": lane.peak_in_flight,
+            }));
+        }
+    }
+    json!({ "concurrency": concurrency, "calls": world.journal.totals() })
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::models;
 use super::prompt::Ask;
 use super::refusal::Refusal;
+use super::usage::{Telling, Usage};
 
 const DEFAULT_DIMENSIONS: usize = 8;
 const MAX_DIMENSIONS: usize = 4096;
@@ -29,7 +30,20 @@ struct EmbeddingRequest {
 #[derive(Debug)]
 pub(super) struct Embedded {
     pub ask: Ask,
-    pub body: Bytes,
+    pub usage: Usage,
+    body: Value,
+}
+
+impl Embedded {
+    /// The answer in one piece.
+    pub(super) fn whole(mut self, telling: Telling) -> Bytes {
+        telling.tell_in(
+            &mut self.body,
+            &self.usage,
+            |usage| json!({ "prompt_tokens": usage.prompt, "total_tokens": usage.total() }),
+        );
+        Bytes::from(self.body.to_string())
+    }
 }
 
 /// Reads a request and answers it.
@@ -60,17 +74,16 @@ pub(super) fn embed(body: &[u8], self_hosted: bool) -> Result<Embedded, Refusal>
         };
         data.push(json!({ "object": "embedding", "index": index, "embedding": embedding }));
     }
-    let tokens = ask.chain.tokens();
+    let usage = Usage {
+        prompt: ask.chain.tokens(),
+        ..Usage::default()
+    };
     let body = json!({
         "object": "list",
         "data": data,
         "model": ask.model,
-        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
     });
-    Ok(Embedded {
-        ask,
-        body: Bytes::from(body.to_string()),
-    })
+    Ok(Embedded { ask, usage, body })
 }
 
 /// A text, texts, token numbers, or lists of them.
@@ -140,7 +153,7 @@ mod tests {
         let of = |input: Value| {
             let body = json!({"model": "m", "input": input}).to_string();
             let embedded = embed(body.as_bytes(), true).unwrap();
-            serde_json::from_slice::<Value>(&embedded.body).unwrap()
+            serde_json::from_slice::<Value>(&embedded.whole(Telling::default())).unwrap()
         };
         let two = of(json!(["a", "b"]));
         assert_eq!(two["data"].as_array().unwrap().len(), 2);

@@ -26,7 +26,7 @@ pub(super) fn wrap(mut act: Act) -> Act {
     }
     if act.content_type.starts_with("text/event-stream") {
         for step in &mut act.script.steps {
-            if let Step::Send(bytes) = step {
+            if let Step::Send(bytes, _) = step {
                 *bytes = events(bytes);
             }
         }
@@ -38,7 +38,7 @@ pub(super) fn wrap(mut act: Act) -> Act {
 
 fn body_of(steps: &[Step]) -> Vec<u8> {
     let sent = steps.iter().filter_map(|step| match step {
-        Step::Send(bytes) => Some(bytes.as_ref()),
+        Step::Send(bytes, _) => Some(bytes.as_ref()),
         _ => None,
     });
     sent.collect::<Vec<_>>().concat()
@@ -47,7 +47,7 @@ fn body_of(steps: &[Step]) -> Vec<u8> {
 /// Blank lines come before the envelope; what breaks off is not closed.
 fn whole(steps: &mut [Step]) {
     let solid = steps.iter_mut().filter_map(|step| match step {
-        Step::Send(bytes) if !bytes.trim_ascii().is_empty() => Some(bytes),
+        Step::Send(bytes, _) if !bytes.trim_ascii().is_empty() => Some(bytes),
         _ => None,
     });
     for (index, bytes) in solid.enumerate() {

@@ -17,14 +17,17 @@ use uuid::Uuid;
 
 use super::account::{Account, Slot};
 use super::answer::Answer;
+use super::entry::Outcome;
 use super::fault::Faults;
-use super::journal::{Outcome, Ticket};
+use super::meter::{Meter, Pace};
 use super::playback::Playback;
 use super::prompt::Ask;
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::route::{self, Route, Surface};
 use super::script::{self, Opening, Script};
+use super::ticket::Ticket;
+use super::usage::{Telling, Usage};
 use super::world::World;
 use super::{
     chat, chat_request, completions, control, embeddings, envelope, files, lookup, messages,
@@ -36,7 +39,7 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 /// Header in which a request orders its own faults.
 const FAULT_HEADER: &str = "x-emulator-fault";
 const TRACE_HEADER: HeaderName = HeaderName::from_static("x-ds-trace-id");
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// The connection is broken before the response head, as `reset` orders.
@@ -54,6 +57,8 @@ pub(super) struct Act {
     /// Whether the body's length is left out of the head.
     pub chunked: bool,
     pub reset: bool,
+    /// Absent where nothing is generated.
+    pub meter: Option<Meter>,
 }
 
 impl Act {
@@ -70,6 +75,7 @@ impl Act {
             retry_after: None,
             chunked: false,
             reset: false,
+            meter: None,
         }
     }
 
@@ -116,6 +122,9 @@ pub(super) async fn answer(
     let mut ticket = world
         .journal
         .open(head.method.as_str(), path, &head.headers, &trace);
+    if matches!(route, Ok(Route::Generate(_) | Route::Embeddings)) {
+        ticket.generates();
+    }
     // Read first, judge then: a refusal must not race with the rest of a body.
     let act = match body.await {
         Ok(body) => {
@@ -127,7 +136,13 @@ pub(super) async fn answer(
         Err(_) => return Err(Broken),
     };
     let anthropic = path.starts_with("/anthropic/");
-    let mut act = act.unwrap_or_else(|refusal| Act::refusal(&refusal, anthropic));
+    let mut act = act.unwrap_or_else(|refusal| {
+        ticket.refused(refusal.status.as_u16());
+        Act::refusal(&refusal, anthropic)
+    });
+    if let Some(meter) = act.meter.take() {
+        ticket.measure(meter);
+    }
     if world.enveloped {
         act = envelope::wrap(act);
     }
@@ -137,12 +152,11 @@ pub(super) async fn answer(
 /// Waits as the act wants, then gives its head with a body that plays the rest.
 async fn perform(
     act: Act,
-    ticket: Ticket,
+    mut ticket: Ticket,
     trace: &str,
     abrupt: &AtomicBool,
 ) -> Result<Response<Playback>, Broken> {
     if act.reset {
-        let mut ticket = ticket;
         ticket.settle(Outcome::Fault);
         abrupt.store(true, Ordering::Release);
         return Err(Broken);
@@ -150,8 +164,13 @@ async fn perform(
     match act.script.opening {
         // The client's leaving drops this future, and the ticket with it.
         Opening::Never => never(ticket).await,
-        Opening::After(wait) if wait.is_zero() => {}
-        Opening::After(wait) => tokio::time::sleep(wait).await,
+        Opening::Queued => {}
+        Opening::After(wait) => {
+            ticket.begin();
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+        }
     }
     ticket.status(act.status.as_u16());
     let mut body = Playback::new(act.script.steps, ticket, act.outcome);
@@ -235,13 +254,9 @@ fn judge(
             if let Some(slot) = slot {
                 ticket.hold(slot);
             }
-            Ok(in_one_piece(
-                world,
-                embedded.body,
-                0,
-                &faults,
-                chat::error_body,
-            ))
+            let usage = embedded.usage;
+            let body = embedded.whole(Telling::under(&faults));
+            Ok(in_one_piece(world, body, usage, &faults, chat::error_body))
         }
         Route::Models => lookup::models(world, account, carried, ticket),
         Route::Balance => lookup::balance(world, account, carried, ticket),
@@ -333,7 +348,6 @@ fn generate(world: &World, account: &Account, surface: Surface, ask: &Ask, fault
     let answer = Answer::invent(ask, tokens, faults.finish.as_deref());
     let hit = account.recall(&ask.chain, answer.text());
     let reply = Reply::new(ask, answer, hit, faults);
-    let tokens = reply.answer.tokens();
     if !ask.stream {
         let (body, error): (Bytes, fn() -> Bytes) = match surface {
             Surface::Chat { .. } => (chat::whole(&reply), chat::error_body),
@@ -341,7 +355,7 @@ fn generate(world: &World, account: &Account, surface: Surface, ask: &Ask, fault
             Surface::Messages => (messages::whole(&reply), messages::error_body),
             Surface::Responses => (responses::whole(&reply), chat::error_body),
         };
-        return in_one_piece(world, body, tokens, faults, error);
+        return in_one_piece(world, body, reply.usage, faults, error);
     }
     let (transcript, error): (_, fn(usize) -> Bytes) = match surface {
         Surface::Chat { .. } => (chat::streamed(&reply), chat::error_event),
@@ -353,6 +367,7 @@ fn generate(world: &World, account: &Account, surface: Surface, ask: &Ask, fault
     Act {
         chunked: true,
         content_type: EVENTS,
+        meter: Some(Meter::streamed(reply.usage)),
         ..acted(script, faults)
     }
 }
@@ -360,12 +375,20 @@ fn generate(world: &World, account: &Account, surface: Surface, ask: &Ask, fault
 fn in_one_piece(
     world: &World,
     body: Bytes,
-    tokens: usize,
+    usage: Usage,
     faults: &Faults,
     error: fn() -> Bytes,
 ) -> Act {
-    let script = script::whole(body, tokens, world.tempo.under(faults), faults, error);
-    acted(script, faults)
+    let tempo = world.tempo.under(faults);
+    let script = script::whole(body, usage.completion, tempo, faults, error);
+    let pace = Pace {
+        first_token: tempo.first_token,
+        token_delay: tempo.token_delay,
+    };
+    Act {
+        meter: Some(Meter::in_one_piece(usage, pace)),
+        ..acted(script, faults)
+    }
 }
 
 pub(super) fn acted(script: Script, faults: &Faults) -> Act {
@@ -381,5 +404,6 @@ pub(super) fn acted(script: Script, faults: &Faults) -> Act {
         retry_after: faults.retry_after,
         chunked: false,
         reset: faults.reset,
+        meter: None,
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
 
+use super::usage::Nonsense;
+
 /// Longest order that is read; more is refused, so that a prompt cannot be one.
 const MAX_ORDER_BYTES: usize = 4096;
 /// No emulated wait is longer: a forgotten emulator must not hold sockets for ever.
@@ -68,6 +70,7 @@ pub(super) struct Faults {
     pub queue: Option<Duration>,
     pub finish: Option<String>,
     pub usage: Option<UsagePlace>,
+    pub bad_usage: Option<Nonsense>,
     pub retry_after: Option<u64>,
     pub body: Option<String>,
     pub burst: Option<usize>,
@@ -114,6 +117,7 @@ impl Faults {
             "queue" => self.queue = Some(word.duration()?),
             "finish" => self.finish = Some(word.finish()?),
             "usage" => self.usage = Some(word.usage()?),
+            "bad_usage" => self.bad_usage = Some(word.nonsense()?),
             "retry_after" => self.retry_after = Some(word.number()?),
             "body" => self.body = Some(word.text()?),
             "burst" => self.burst = Some(word.number::<usize>()?.max(1)),
@@ -137,6 +141,7 @@ impl Faults {
             queue: self.queue.or(general.queue),
             finish: self.finish.or_else(|| general.finish.clone()),
             usage: self.usage.or(general.usage),
+            bad_usage: self.bad_usage.or(general.bad_usage),
             retry_after: self.retry_after.or(general.retry_after),
             body: self.body.or_else(|| general.body.clone()),
             burst: self.burst.or(general.burst),
@@ -205,6 +210,16 @@ impl Word<'_> {
         }
     }
 
+    fn nonsense(&self) -> Result<Nonsense, FaultError> {
+        match self.value {
+            Some("negative") => Ok(Nonsense::Negative),
+            Some("huge") => Ok(Nonsense::Huge),
+            Some("text") => Ok(Nonsense::Text),
+            Some("inverted") => Ok(Nonsense::Inverted),
+            _ => Err(self.wrong("negative, huge, text or inverted")),
+        }
+    }
+
     fn text(&self) -> Result<String, FaultError> {
         let value = self.value.ok_or_else(|| self.wrong("a text"))?;
         Ok(percent_decode_str(value).decode_utf8_lossy().into_owned())
@@ -269,6 +284,7 @@ mod tests {
         assert!(Faults::parse("status=99").is_err());
         assert!(Faults::parse("cut_after").is_err());
         assert!(Faults::parse("usage=maybe").is_err());
+        assert!(Faults::parse("bad_usage").is_err());
         assert_eq!(Faults::parse(&"x".repeat(5000)), Err(FaultError::TooLong));
     }
 

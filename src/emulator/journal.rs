@@ -2,115 +2,64 @@
 //! reached the upstream. Bounded in entries and bytes; it decides nothing.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::account::Slot;
+use super::entry::{Entry, Form, header_lines};
+use super::ticket::Ticket;
+use super::totals::Totals;
 
 /// Most entries that are kept, whatever the configuration says.
-pub(super) const MAX_ENTRIES: usize = 10_000;
+pub(super) const MAX_ENTRIES: usize = 50_000;
+/// Headers and paths of all entries together; the oldest entries give way.
+const MAX_HEADS_BYTES: usize = 64 << 20;
 /// Longest text of one body that is kept.
 const MAX_BODY_BYTES: usize = 64 << 10;
 /// All kept bodies together; the oldest give way.
 const MAX_BODIES_BYTES: usize = 32 << 20;
-/// Longest copy of one request's headers.
-const MAX_HEADER_BYTES: usize = 16 << 10;
-
-/// How an exchange ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// The whole answer went out.
-    Complete,
-    /// The emulator refused the request by the API's own rules.
-    Refused,
-    /// An ordered fault spoiled the answer.
-    Fault,
-    /// The client left first.
-    ClientGone,
-}
-
-impl Outcome {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::Refused => "refused",
-            Self::Fault => "fault",
-            Self::ClientGone => "client_gone",
-        }
-    }
-}
-
-/// What is learnt about a request while it is handled.
-#[derive(Debug, Default)]
-struct Course {
-    account: Option<String>,
-    model: Option<String>,
-    user_id: Option<String>,
-    stream: bool,
-    faulted: bool,
-    status: Option<u16>,
-    body_bytes: usize,
-    body_hash: u64,
-    body: Option<Box<[u8]>>,
-    ended_ms: Option<u64>,
-    outcome: Option<Outcome>,
-}
-
-struct Entry {
-    id: u64,
-    method: String,
-    path: String,
-    trace: String,
-    /// `name: value` lines: one allocation, and no hold on hyper's read buffer.
-    headers: String,
-    started_ms: u64,
-    course: Mutex<Course>,
-}
-
-impl Entry {
-    fn to_json(&self, full: bool) -> Value {
-        let course = self.course.lock();
-        let headers: Vec<(&str, &str)> = self
-            .headers
-            .lines()
-            .filter_map(|line| line.split_once(": "))
-            .collect();
-        let mut json = json!({
-            "id": self.id,
-            "method": self.method,
-            "path": self.path,
-            "trace_id": self.trace,
-            "account": course.account,
-            "model": course.model,
-            "stream": course.stream,
-            "user_id": course.user_id,
-            "request_headers": headers,
-            "body_bytes": course.body_bytes,
-            "body_fnv": format!("{:016x}", course.body_hash),
-            "status": course.status,
-            "fault": course.faulted,
-            "started_ms": self.started_ms,
-            "ended_ms": course.ended_ms,
-            "outcome": course.outcome.map(Outcome::name),
-        });
-        if let (true, Some(object)) = (full, json.as_object_mut()) {
-            let body = course.body.as_deref().map(String::from_utf8_lossy);
-            object.insert("body".to_owned(), json!(body));
-        }
-        json
-    }
-}
 
 #[derive(Default)]
 struct Pages {
     entries: VecDeque<Arc<Entry>>,
-    bodies: VecDeque<Arc<Entry>>,
+    head_bytes: usize,
+    /// Kept bodies with their lengths; an entry that is gone took its body along.
+    bodies: VecDeque<(Weak<Entry>, usize)>,
     body_bytes: usize,
+    /// Replaced when the journal is cleared, so that a call counts where it began.
+    totals: Arc<Totals>,
+}
+
+impl Pages {
+    fn push(&mut self, entry: Arc<Entry>, capacity: usize) {
+        self.head_bytes += entry.weight();
+        self.entries.push_back(entry);
+        while self.entries.len() > capacity || self.head_bytes > MAX_HEADS_BYTES {
+            let Some(oldest) = self.entries.pop_front() else {
+                break;
+            };
+            self.head_bytes -= oldest.weight();
+        }
+    }
+
+    fn keep_body(&mut self, entry: &Arc<Entry>, bytes: usize, capacity: usize) {
+        self.body_bytes += bytes;
+        self.bodies.push_back((Arc::downgrade(entry), bytes));
+        while self.body_bytes > MAX_BODIES_BYTES || self.bodies.len() > capacity {
+            let Some((oldest, bytes)) = self.bodies.pop_front() else {
+                break;
+            };
+            self.body_bytes -= bytes;
+            if let Some(entry) = oldest.upgrade() {
+                entry.course.lock().body = None;
+            }
+        }
+    }
 }
 
 /// The list of exchanges, newest last.
@@ -140,29 +89,24 @@ impl Journal {
         if self.capacity == 0 {
             return Ticket::default();
         }
+        let headers = header_lines(headers);
+        let mut pages = self.pages.lock();
         let entry = Arc::new(Entry {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             method: method.to_owned(),
             path: path.to_owned(),
             trace: trace.to_owned(),
-            headers: header_lines(headers),
+            headers,
             started_ms: now_ms(),
             course: Mutex::default(),
         });
-        let mut pages = self.pages.lock();
-        if pages.entries.len() >= self.capacity {
-            pages.entries.pop_front();
-        }
-        pages.entries.push_back(Arc::clone(&entry));
-        Ticket {
-            entry: Some(entry),
-            slot: None,
-        }
+        pages.push(Arc::clone(&entry), self.capacity);
+        Ticket::new(entry, Arc::clone(&pages.totals))
     }
 
     /// Keeps the body of a ticket's request.
     pub(super) fn keep_body(&self, ticket: &Ticket, body: &[u8]) {
-        let Some(entry) = &ticket.entry else {
+        let Some(entry) = ticket.entry() else {
             return;
         };
         let kept: Box<[u8]> = body.get(..MAX_BODY_BYTES).unwrap_or(body).into();
@@ -175,98 +119,34 @@ impl Journal {
             course.body = Some(kept);
         }
         let mut pages = self.pages.lock();
-        pages.body_bytes += kept_bytes;
-        pages.bodies.push_back(Arc::clone(entry));
-        while pages.body_bytes > MAX_BODIES_BYTES || pages.bodies.len() > self.capacity {
-            let Some(oldest) = pages.bodies.pop_front() else {
-                break;
-            };
-            let gone = oldest.course.lock().body.take();
-            pages.body_bytes -= gone.map_or(0, |body| body.len());
-        }
+        pages.keep_body(entry, kept_bytes, self.capacity);
     }
 
+    /// Forgets all entries and sums; calls that still run count nowhere.
     pub(super) fn clear(&self) {
-        *self.pages.lock() = Pages::default();
+        let forgotten = std::mem::take(&mut *self.pages.lock());
+        drop(forgotten);
     }
 
-    /// All entries; with `full`, what is kept of their bodies too.
-    pub(super) fn to_json(&self, full: bool) -> Value {
+    /// All entries as a JSON list.
+    pub(super) fn to_json(&self, form: Form) -> Bytes {
         let entries: Vec<Arc<Entry>> = self.pages.lock().entries.iter().cloned().collect();
-        entries.iter().map(|entry| entry.to_json(full)).collect()
-    }
-}
-
-/// One exchange's right to its entry and its slot; gives both back on drop.
-#[derive(Default)]
-#[must_use]
-pub(super) struct Ticket {
-    entry: Option<Arc<Entry>>,
-    slot: Option<Slot>,
-}
-
-impl Ticket {
-    fn note(&self, note: impl FnOnce(&mut Course)) {
-        if let Some(entry) = &self.entry {
-            note(&mut entry.course.lock());
+        let mut list = vec![b'['];
+        for (index, entry) in entries.iter().enumerate() {
+            if index > 0 {
+                list.push(b',');
+            }
+            entry.write(&mut list, form);
         }
+        list.push(b']');
+        Bytes::from(list)
     }
 
-    pub(super) fn account(&self, name: &str) {
-        self.note(|course| course.account = Some(name.to_owned()));
+    /// The sums of all calls that began since the start or the last clearing.
+    pub(super) fn totals(&self) -> Value {
+        let totals = Arc::clone(&self.pages.lock().totals);
+        totals.to_json()
     }
-
-    pub(super) fn asked(&self, model: &str, user_id: &str, stream: bool) {
-        self.note(|course| {
-            course.model = Some(model.to_owned());
-            course.user_id = (!user_id.is_empty()).then(|| user_id.to_owned());
-            course.stream = stream;
-        });
-    }
-
-    pub(super) fn faulted(&self) {
-        self.note(|course| course.faulted = true);
-    }
-
-    pub(super) fn status(&self, status: u16) {
-        self.note(|course| course.status = Some(status));
-    }
-
-    /// Holds a slot of the account's concurrency until this ticket is settled.
-    pub(super) fn hold(&mut self, slot: Slot) {
-        self.slot = Some(slot);
-    }
-
-    /// Ends the exchange; the first outcome stays.
-    pub(super) fn settle(&mut self, outcome: Outcome) {
-        self.slot = None;
-        if let Some(entry) = self.entry.take() {
-            let mut course = entry.course.lock();
-            course.outcome = Some(outcome);
-            course.ended_ms = Some(now_ms());
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.settle(Outcome::ClientGone);
-    }
-}
-
-fn header_lines(headers: &HeaderMap) -> String {
-    let mut lines = String::with_capacity(512);
-    for (name, value) in headers {
-        let value = String::from_utf8_lossy(value.as_bytes());
-        if lines.len() + name.as_str().len() + value.len() + 3 > MAX_HEADER_BYTES {
-            break;
-        }
-        lines.push_str(name.as_str());
-        lines.push_str(": ");
-        lines.push_str(&value);
-        lines.push('\n');
-    }
-    lines
 }
 
 /// FNV-1a, 64 bits: enough to tell whether two bodies are the same bytes.
@@ -286,7 +166,14 @@ pub(super) fn now_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::entry::Outcome;
     use super::*;
+
+    fn shown(journal: &Journal, form: Form) -> Value {
+        serde_json::from_slice(&journal.to_json(form)).unwrap()
+    }
 
     fn open(journal: &Journal) -> Ticket {
         journal.open("POST", "/chat/completions", &HeaderMap::new(), "t")
@@ -298,7 +185,7 @@ mod tests {
         for _ in 0..3 {
             open(&journal).settle(Outcome::Complete);
         }
-        let entries = journal.to_json(false);
+        let entries = shown(&journal, Form::Usual);
         assert_eq!(entries.as_array().unwrap().len(), 2);
         assert_eq!(entries[0]["id"], 2);
         assert_eq!(entries[1]["outcome"], "complete");
@@ -308,9 +195,9 @@ mod tests {
     fn a_ticket_that_is_dropped_unsettled_means_that_the_client_has_gone() {
         let journal = Journal::new(2);
         let ticket = open(&journal);
-        assert_eq!(journal.to_json(false)[0]["outcome"], Value::Null);
+        assert_eq!(shown(&journal, Form::Usual)[0]["outcome"], Value::Null);
         drop(ticket);
-        assert_eq!(journal.to_json(false)[0]["outcome"], "client_gone");
+        assert_eq!(shown(&journal, Form::Usual)[0]["outcome"], "client_gone");
     }
 
     #[test]
@@ -323,10 +210,49 @@ mod tests {
             ticket.settle(Outcome::Complete);
         }
         assert!(journal.pages.lock().body_bytes <= MAX_BODIES_BYTES);
-        let entries = journal.to_json(true);
+        let entries = shown(&journal, Form::Full);
         assert_eq!(entries[0]["body"], Value::Null);
         assert_eq!(entries[599]["body"].as_str().unwrap().len(), MAX_BODY_BYTES);
         assert_eq!(entries[599]["body_bytes"], 100_000);
+    }
+
+    #[test]
+    fn heads_stay_under_their_ceiling_and_give_way_whole() {
+        let journal = Journal::new(MAX_ENTRIES);
+        let mut headers = HeaderMap::new();
+        headers.insert("x-long", "x".repeat(16_000).parse().unwrap());
+        for _ in 0..4500 {
+            let mut ticket = journal.open("POST", "/chat/completions", &headers, "t");
+            ticket.settle(Outcome::Complete);
+        }
+        let pages = journal.pages.lock();
+        assert!(pages.head_bytes <= MAX_HEADS_BYTES);
+        assert!((4000..4500).contains(&pages.entries.len()));
+    }
+
+    #[test]
+    fn a_call_that_began_before_the_clearing_counts_nowhere() {
+        let journal = Journal::new(9);
+        let mut old = open(&journal);
+        old.generates();
+        journal.clear();
+        let mut new = open(&journal);
+        new.generates();
+        old.settle(Outcome::Complete);
+        assert_eq!(journal.totals(), json!([]));
+        drop(new);
+        assert_eq!(journal.totals()[0]["client_gone"], 1);
+    }
+
+    #[test]
+    fn sums_go_on_when_entries_have_given_way() {
+        let journal = Journal::new(2);
+        for _ in 0..50 {
+            let mut ticket = open(&journal);
+            ticket.generates();
+            ticket.settle(Outcome::Refused);
+        }
+        assert_eq!(journal.totals()[0]["refused"], 50);
     }
 
     #[test]
@@ -334,6 +260,6 @@ mod tests {
         let journal = Journal::new(0);
         let ticket = open(&journal);
         journal.keep_body(&ticket, b"x");
-        assert_eq!(journal.to_json(true), json!([]));
+        assert_eq!(shown(&journal, Form::Full), json!([]));
     }
 }

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::account::Account;
 use super::exchange::{Act, acted, struck};
 use super::fault::Faults;
-use super::journal::Ticket;
 use super::refusal::Refusal;
 use super::route::FileRoute;
+use super::ticket::Ticket;
 use super::world::World;
 use super::{chat, models, script};
 

@@ -5,13 +5,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{Fragments, Said, Usage};
+use super::answer::{Fragments, Said};
 use super::chat_request::MAX_OUTPUT_TOKENS;
 use super::models;
 use super::prompt::{Ask, Choice, Tool};
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::transcript::{Pace, Transcript};
+use super::usage::Usage;
 
 #[derive(Deserialize)]
 struct MessagesRequest {
@@ -164,7 +165,7 @@ pub(super) fn whole(reply: &Reply) -> Bytes {
             json!({ "type": "tool_use", "id": reply.call_id(), "name": name, "input": input })
         }
     });
-    let body = json!({
+    let mut body = json!({
         "id": reply.id,
         "type": "message",
         "role": "assistant",
@@ -172,8 +173,8 @@ pub(super) fn whole(reply: &Reply) -> Bytes {
         "content": content,
         "stop_reason": stop_reason(&reply.answer.finish),
         "stop_sequence": null,
-        "usage": usage(&reply.usage),
     });
+    reply.telling.tell_in(&mut body, &reply.usage, usage);
     Bytes::from(body.to_string())
 }
 
@@ -206,11 +207,12 @@ pub(super) fn streamed(reply: &Reply) -> Transcript {
     }
     close(&mut events, index);
     let reason = stop_reason(&reply.answer.finish);
-    let end = json!({
+    let mut end = json!({
         "type": "message_delta",
         "delta": { "stop_reason": reason, "stop_sequence": null },
-        "usage": usage(&reply.usage),
     });
+    reply.telling.tell_in(&mut end, &reply.usage, usage);
+    events.tells_usage();
     event(&mut events, "message_delta", &end);
     event(
         &mut events,
@@ -225,19 +227,17 @@ fn start(events: &mut Transcript, reply: &Reply) {
         completion: 0,
         ..reply.usage
     };
-    let start = json!({
-        "type": "message_start",
-        "message": {
-            "id": reply.id,
-            "type": "message",
-            "role": "assistant",
-            "model": reply.model,
-            "content": [],
-            "stop_reason": null,
-            "stop_sequence": null,
-            "usage": usage(&nothing_yet),
-        },
+    let mut message = json!({
+        "id": reply.id,
+        "type": "message",
+        "role": "assistant",
+        "model": reply.model,
+        "content": [],
+        "stop_reason": null,
+        "stop_sequence": null,
     });
+    reply.telling.tell_in(&mut message, &nothing_yet, usage);
+    let start = json!({ "type": "message_start", "message": message });
     event(events, "message_start", &start);
     event(events, "ping", &json!({ "type": "ping" }));
 }

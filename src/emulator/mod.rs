@@ -5,7 +5,8 @@
 //! Faults are ordered by the header `x-emulator-fault`, by `[[fault:…]]` in the
 //! last user message, or for an account or all by `POST /_emulator/faults`
 //! with `{"account": …, "faults": "status=503,times=2"}`. What was asked is
-//! told by `GET /_emulator/journal` and `GET /_emulator/inflight`.
+//! told by `GET /_emulator/journal`, `GET /_emulator/totals` and
+//! `GET /_emulator/inflight`.
 
 mod account;
 mod answer;
@@ -15,6 +16,7 @@ mod completions;
 mod control;
 mod desk;
 mod embeddings;
+mod entry;
 mod envelope;
 mod exchange;
 mod fault;
@@ -22,6 +24,7 @@ mod files;
 mod journal;
 mod lookup;
 mod messages;
+mod meter;
 mod models;
 mod playback;
 mod prompt;
@@ -33,7 +36,10 @@ mod script;
 mod server;
 #[cfg(test)]
 mod tests;
+mod ticket;
+mod totals;
 mod transcript;
+mod usage;
 mod world;
 
 use std::collections::HashMap;
@@ -70,7 +76,8 @@ pub struct EmulatorConfig {
     /// How long a request may queue before the connection is closed
     /// (DeepSeek rate_limit page: 10 minutes).
     pub queue_limit: Duration,
-    /// Entries of the journal, at most 10,000; zero keeps none, for benches.
+    /// Entries of the journal, at most 50,000; zero keeps neither entries nor
+    /// sums, for benches.
     pub journal: usize,
     /// Offers `/v1/embeddings`, which DeepSeek has not.
     pub embeddings: bool,

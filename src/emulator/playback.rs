@@ -10,8 +10,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::journal::{Outcome, Ticket};
+use super::entry::Outcome;
 use super::script::Step;
+use super::ticket::Ticket;
 
 /// A response body that follows a script.
 pub(super) struct Playback {
@@ -29,7 +30,7 @@ impl Playback {
     pub(super) fn new(steps: Vec<Step>, ticket: Ticket, outcome: Outcome) -> Self {
         let length = match steps.as_slice() {
             [] => Some(0),
-            [Step::Send(bytes)] => u64::try_from(bytes.len()).ok(),
+            [Step::Send(bytes, _)] => u64::try_from(bytes.len()).ok(),
             _ => None,
         };
         let mut body = Self {
@@ -84,7 +85,9 @@ impl Body for Playback {
             match self.steps.next() {
                 None => return Poll::Ready(None),
                 Some(Step::Wait(wait)) => self.start(wait),
-                Some(Step::Send(bytes)) => {
+                Some(Step::Begin) => self.ticket.begin(),
+                Some(Step::Send(bytes, progress)) => {
+                    self.ticket.sent(progress);
                     self.settle_at_the_end();
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }

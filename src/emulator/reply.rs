@@ -2,10 +2,11 @@
 
 use uuid::Uuid;
 
-use super::answer::{Answer, Usage};
+use super::answer::Answer;
 use super::fault::{Faults, UsagePlace};
 use super::journal::now_ms;
 use super::prompt::Ask;
+use super::usage::{Telling, Usage};
 
 /// Like the real ones, `fp_…_prod0820_fp8_kvcache`.
 pub(super) const FINGERPRINT: &str = "fp_7e3a9c51d0_prod0820_fp8_kvcache";
@@ -19,6 +20,8 @@ pub(super) struct Reply {
     pub model: String,
     pub answer: Answer,
     pub usage: Usage,
+    pub telling: Telling,
+    /// Where a stream of chunks tells it.
     pub usage_place: UsagePlace,
     /// Whether every other chunk says `usage: null`.
     pub null_usage: bool,
@@ -37,6 +40,7 @@ impl Reply {
             model: ask.model.clone(),
             usage: answer.usage(ask.chain.tokens(), hit),
             answer,
+            telling: Telling::under(faults),
             usage_place: faults.usage.unwrap_or(by_default),
             null_usage: ask.include_usage,
         }

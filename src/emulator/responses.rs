@@ -5,13 +5,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::answer::{Fragments, Said, Usage};
+use super::answer::{Fragments, Said};
 use super::chat_request::{MAX_OUTPUT_TOKENS, choice};
 use super::models;
 use super::prompt::{Ask, Tool};
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::transcript::{Pace, Transcript};
+use super::usage::Usage;
 
 #[derive(Deserialize)]
 struct ResponsesRequest {
@@ -176,7 +177,7 @@ fn envelope(reply: &Reply, finish: Option<&str>) -> Value {
         output.extend(reasoning.map(|text| reasoning_item(reply, text.text(), "completed")));
         output.push(said_item(reply, false));
     }
-    json!({
+    let mut envelope = json!({
         "id": reply.id,
         "object": "response",
         "created_at": reply.created,
@@ -186,8 +187,13 @@ fn envelope(reply: &Reply, finish: Option<&str>) -> Value {
         "error": error,
         "incomplete_details": incomplete,
         "store": false,
-        "usage": finish.map(|_| usage(&reply.usage)),
-    })
+    });
+    if finish.is_some() {
+        reply.telling.tell_in(&mut envelope, &reply.usage, usage);
+    } else if let Some(object) = envelope.as_object_mut() {
+        object.insert("usage".to_owned(), Value::Null);
+    }
+    envelope
 }
 
 /// The answer in one piece.
@@ -214,6 +220,7 @@ pub(super) fn streamed(reply: &Reply) -> Transcript {
     events.say(reply, index);
     let (status, ..) = status(&reply.answer.finish);
     let response = envelope(reply, Some(&reply.answer.finish));
+    events.transcript.tells_usage();
     events.push(
         &format!("response.{status}"),
         json!({ "response": response }),

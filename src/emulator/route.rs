@@ -2,6 +2,8 @@
 
 use http::{Method, StatusCode};
 
+use super::entry::Form;
+
 /// A format in which an answer is generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Surface {
@@ -27,8 +29,9 @@ pub(super) enum Control {
     OrderFaults,
     ShowFaults,
     ClearFaults,
-    Journal { full: bool },
+    Journal(Form),
     ClearJournal,
+    Totals,
     InFlight,
 }
 
@@ -99,15 +102,21 @@ fn file(method: &Method, path: &str) -> Result<FileRoute, StatusCode> {
 }
 
 fn control(method: &Method, path: &str, query: Option<&str>) -> Result<Control, StatusCode> {
-    let full = query.is_some_and(|query| query.split('&').any(|pair| pair == "full=1"));
+    let says = |word: &str| query.is_some_and(|query| query.split('&').any(|pair| pair == word));
+    let form = match (says("full=1"), says("brief=1")) {
+        (true, _) => Form::Full,
+        (false, true) => Form::Brief,
+        (false, false) => Form::Usual,
+    };
     match (path, method.as_str()) {
         ("faults", "POST") => Ok(Control::OrderFaults),
         ("faults", "GET") => Ok(Control::ShowFaults),
         ("faults", "DELETE") => Ok(Control::ClearFaults),
-        ("journal", "GET") => Ok(Control::Journal { full }),
+        ("journal", "GET") => Ok(Control::Journal(form)),
         ("journal", "DELETE") => Ok(Control::ClearJournal),
+        ("totals", "GET") => Ok(Control::Totals),
         ("inflight", "GET") => Ok(Control::InFlight),
-        ("faults" | "journal" | "inflight", _) => Err(StatusCode::METHOD_NOT_ALLOWED),
+        ("faults" | "journal" | "totals" | "inflight", _) => Err(StatusCode::METHOD_NOT_ALLOWED),
         _ => Err(StatusCode::NOT_FOUND),
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::fault::{Ending, Faults};
-use super::transcript::{Pace, Transcript};
+use super::meter::Progress;
+use super::transcript::{Mark, Pace, Transcript};
+use super::usage::Telling;
 
 const COMMENT: &[u8] = b": keep-alive\n\n";
 const BLANK_LINE: &[u8] = b"\n";
@@ -18,7 +20,10 @@ const FLUSH: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     Wait(Duration),
-    Send(Bytes),
+    /// The queue is over and the work begins.
+    Begin,
+    /// A part of the answer, and how far the answer is then.
+    Send(Bytes, Progress),
     /// Break the connection.
     Cut,
     /// Say nothing more and keep the connection.
@@ -28,7 +33,10 @@ pub(super) enum Step {
 /// When the response head goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
+    /// After the work of so long, which begins at once.
     After(Duration),
+    /// At once, before a queue; the work begins with a step.
+    Queued,
     Never,
 }
 
@@ -74,7 +82,7 @@ pub(super) fn plain(body: Bytes) -> Vec<Step> {
     if body.is_empty() {
         return Vec::new();
     }
-    vec![Step::Send(body)]
+    vec![Step::Send(body, Progress::default())]
 }
 
 /// The course of a streamed answer. `error` is the event of a mid-stream error
@@ -95,11 +103,11 @@ pub(super) fn streamed(
     if let Some((_, after)) = ending {
         marks.truncate(after);
     }
-    let mut group = Group::new(buffer, tempo.first_token);
+    let mut group = Group::new(buffer, tempo.first_token, Telling::under(faults));
     for (index, mark) in marks.iter().enumerate() {
         if faults.garbage == Some(index) {
             group.flush(&mut steps);
-            steps.push(Step::Send(Bytes::from_static(BROKEN_EVENT)));
+            group.insert(&mut steps, Bytes::from_static(BROKEN_EVENT));
         }
         let wait = match mark.pace {
             Pace::Token => tempo.token_delay,
@@ -112,11 +120,11 @@ pub(super) fn streamed(
         if !joins && group.events > 0 {
             group.flush(&mut steps);
         }
-        group.add(mark.end, wait);
+        group.add(mark, wait);
     }
     group.flush(&mut steps);
     if let Some((ending, after)) = ending {
-        end(&mut steps, ending, || error(after));
+        end(&mut steps, ending, group.progress, || error(after));
     }
     Script { opening, steps }
 }
@@ -129,6 +137,7 @@ pub(super) fn whole(
     faults: &Faults,
     error: impl FnOnce() -> Bytes,
 ) -> Script {
+    let generated = tokens;
     let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
     let work = tempo
         .first_token
@@ -147,15 +156,25 @@ pub(super) fn whole(
         opening_wait = Duration::ZERO;
     }
     let half = body.slice(..body.len() / 2);
+    let broken = Progress {
+        tokens: generated,
+        ..Progress::default()
+    };
     match faults.ending {
-        None if faults.garbage.is_some() => steps.push(Step::Send(half)),
-        None => steps.push(Step::Send(body)),
-        Some((Ending::Error, _)) => steps.push(Step::Send(error())),
+        None if faults.garbage.is_some() => steps.push(Step::Send(half, broken)),
+        None => {
+            let whole = Progress {
+                usage: Telling::under(faults).is_true(),
+                whole: true,
+                ..broken
+            };
+            steps.push(Step::Send(body, whole));
+        }
         Some((ending, after)) => {
-            if after > 0 {
-                steps.push(Step::Send(half));
+            if after > 0 && ending != Ending::Error {
+                steps.push(Step::Send(half, broken));
             }
-            end(&mut steps, ending, error);
+            end(&mut steps, ending, broken, error);
         }
     }
     Script {
@@ -167,6 +186,8 @@ pub(super) fn whole(
 fn opening(faults: &Faults, wait: Duration) -> Opening {
     if faults.stall {
         Opening::Never
+    } else if faults.queue.is_some() {
+        Opening::Queued
     } else {
         Opening::After(wait)
     }
@@ -181,24 +202,23 @@ fn queue(steps: &mut Vec<Step>, tempo: Tempo, faults: &Faults, sign: &'static [u
     let every = tempo.keep_alive.max(Duration::from_millis(1));
     let mut left = queued.min(tempo.queue_limit);
     while !left.is_zero() {
-        steps.push(Step::Send(Bytes::from_static(sign)));
+        steps.push(Step::Send(Bytes::from_static(sign), Progress::default()));
         let wait = left.min(every);
         steps.push(Step::Wait(wait));
         left = left.saturating_sub(wait);
     }
     let gave_up = queued > tempo.queue_limit;
-    if gave_up {
-        steps.push(Step::Cut);
-    }
+    steps.push(if gave_up { Step::Cut } else { Step::Begin });
     gave_up
 }
 
-fn end(steps: &mut Vec<Step>, ending: Ending, error: impl FnOnce() -> Bytes) {
+/// Ends an answer that has come as far as `progress`.
+fn end(steps: &mut Vec<Step>, ending: Ending, progress: Progress, error: impl FnOnce() -> Bytes) {
     match ending {
         Ending::Stall => steps.push(Step::Hang),
         Ending::Cut => steps.extend([Step::Wait(FLUSH), Step::Cut]),
         Ending::End => {}
-        Ending::Error => steps.push(Step::Send(error())),
+        Ending::Error => steps.push(Step::Send(error(), progress)),
     }
 }
 
@@ -209,21 +229,30 @@ struct Group {
     start: usize,
     events: usize,
     wait: Duration,
+    telling: Telling,
+    /// Of the whole answer, with this group.
+    progress: Progress,
 }
 
 impl Group {
-    fn new(buffer: Bytes, wait: Duration) -> Self {
+    fn new(buffer: Bytes, wait: Duration, telling: Telling) -> Self {
         Self {
             buffer,
             end: 0,
             start: 0,
             events: 0,
             wait,
+            telling,
+            progress: Progress::default(),
         }
     }
 
-    fn add(&mut self, end: usize, wait: Duration) {
-        self.end = end;
+    fn add(&mut self, mark: &Mark, wait: Duration) {
+        self.end = mark.end;
+        self.progress = Progress {
+            usage: mark.progress.usage && self.telling.is_true(),
+            ..mark.progress
+        };
         self.events += 1;
         self.wait = self.wait.saturating_add(wait);
     }
@@ -234,10 +263,16 @@ impl Group {
             self.wait = Duration::ZERO;
         }
         if self.events > 0 {
-            steps.push(Step::Send(self.buffer.slice(self.start..self.end)));
+            let part = self.buffer.slice(self.start..self.end);
+            self.insert(steps, part);
             self.start = self.end;
             self.events = 0;
         }
+    }
+
+    /// Sends a part after which the answer is as far as it is.
+    fn insert(&self, steps: &mut Vec<Step>, part: Bytes) {
+        steps.push(Step::Send(part, self.progress));
     }
 }
 
@@ -280,9 +315,10 @@ mod tests {
             .iter()
             .map(|step| match step {
                 Step::Wait(wait) => format!("{}", wait.as_millis()),
-                Step::Send(bytes) if bytes.as_ref() == COMMENT => ":".into(),
-                Step::Send(bytes) if bytes.as_ref() == BROKEN_EVENT => "?".into(),
-                Step::Send(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                Step::Begin => "BEGIN".into(),
+                Step::Send(bytes, _) if bytes.as_ref() == COMMENT => ":".into(),
+                Step::Send(bytes, _) if bytes.as_ref() == BROKEN_EVENT => "?".into(),
+                Step::Send(bytes, _) => String::from_utf8_lossy(bytes).into_owned(),
                 Step::Cut => "CUT".into(),
                 Step::Hang => "HANG".into(),
             })
@@ -319,7 +355,10 @@ mod tests {
 
     #[test]
     fn a_queue_sends_keep_alives_and_gives_up_at_its_limit() {
-        assert_eq!(play(MS, "queue=250ms"), ": 100 : 100 : 50 5 La 1 b 1 cD");
+        assert_eq!(
+            play(MS, "queue=250ms"),
+            ": 100 : 100 : 50 BEGIN 5 La 1 b 1 cD"
+        );
         assert!(play(MS, "queue=2s").ends_with(": 100 CUT"));
     }
 
@@ -340,8 +379,8 @@ mod tests {
     fn a_queued_answer_in_one_piece_sends_blank_lines_under_an_early_head() {
         let faults = Faults::parse("queue=100ms").unwrap();
         let script = whole("body".into(), 10, tempo(2 * MS), &faults, Bytes::new);
-        assert_eq!(script.opening, Opening::After(Duration::ZERO));
-        assert_eq!(shown(&script), "\n 100 25 body");
+        assert_eq!(script.opening, Opening::Queued);
+        assert_eq!(shown(&script), "\n 100 BEGIN 25 body");
     }
 
     #[test]

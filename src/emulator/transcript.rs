@@ -4,6 +4,8 @@
 
 use bytes::Bytes;
 
+use super::meter::Progress;
+
 /// Whether time passes before an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
@@ -17,6 +19,8 @@ pub(super) enum Pace {
 pub(super) struct Mark {
     pub end: usize,
     pub pace: Pace,
+    /// How far the answer is once this event is out.
+    pub progress: Progress,
 }
 
 /// A stream as it would be sent without any wait or fault.
@@ -25,6 +29,7 @@ pub(super) struct Transcript {
     buffer: Vec<u8>,
     marks: Vec<Mark>,
     tokens: usize,
+    usage: bool,
 }
 
 impl Transcript {
@@ -33,6 +38,7 @@ impl Transcript {
             buffer: Vec::with_capacity(bytes),
             marks: Vec::with_capacity(events),
             tokens: 0,
+            usage: false,
         }
     }
 
@@ -42,6 +48,11 @@ impl Transcript {
             self.buffer.extend_from_slice(part);
         }
         self.close(pace);
+    }
+
+    /// The event that comes next tells the usage of the whole answer.
+    pub(super) fn tells_usage(&mut self) {
+        self.usage = true;
     }
 
     /// Adds one event around a JSON string.
@@ -62,10 +73,22 @@ impl Transcript {
         let first = pace == Pace::Token && self.tokens == 0;
         self.tokens += usize::from(pace == Pace::Token);
         let pace = if first { Pace::AtOnce } else { pace };
-        self.marks.push(Mark { end, pace });
+        let progress = Progress {
+            tokens: self.tokens,
+            usage: self.usage,
+            whole: false,
+        };
+        self.marks.push(Mark {
+            end,
+            pace,
+            progress,
+        });
     }
 
-    pub(super) fn into_parts(self) -> (Bytes, Vec<Mark>) {
+    pub(super) fn into_parts(mut self) -> (Bytes, Vec<Mark>) {
+        if let Some(last) = self.marks.last_mut() {
+            last.progress.whole = true;
+        }
         (Bytes::from(self.buffer), self.marks)
     }
 }

@@ -1,4 +1,5 @@
 //! The emulator as its clients see it, over real sockets.
+mod accounting;
 mod envelopes;
 mod faults;
 mod limits;
