@@ -10,6 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderValue, Version};
 use jiff::Timestamp;
+use pingora_limits::inflight::Guard;
 
 use crate::admission::amounts::Amounts;
 use crate::admission::reservation::Reservation;
@@ -47,6 +48,8 @@ pub struct Context {
     /// Keeps the request in the gauge of its surface.
     pub shown: Option<Shown>,
     pub stage: Stage,
+    /// Keeps the request in the count of its address.
+    pub of_address: Option<Guard>,
     /// The room it holds in its tenant's limits.
     pub admitted: Option<Admitted>,
     pub attempts: Attempts,
@@ -235,6 +238,7 @@ impl Context {
             _in_flight: in_flight,
             shown: None,
             stage: Stage::Received,
+            of_address: None,
             admitted: None,
             attempts: Attempts::default(),
             answer: Answer::default(),

@@ -24,6 +24,7 @@ mod charge;
 pub mod guessing;
 mod identify;
 mod intake;
+mod overload;
 mod record;
 mod verdict;
 
@@ -49,6 +50,7 @@ use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 pub use admit::Counting;
 use guessing::Guessing;
+pub use overload::Overload;
 
 /// What all requests share.
 pub struct Gateway {
@@ -57,6 +59,7 @@ pub struct Gateway {
     pub in_flight: Arc<Requests>,
     pub bodies: Arc<BodyBudget>,
     pub guessing: Guessing,
+    pub overload: Overload,
     pub counting: Counting,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,

@@ -29,6 +29,13 @@ pub struct Holding {
     pub held: u64,
 }
 
+/// Counters that are to be written down.
+#[derive(Debug)]
+pub struct Changed {
+    pub subject: Arc<Subject>,
+    pub changes: Vec<(LimitKey, Kept)>,
+}
+
 /// What is under way, for the reconciliation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leases {
@@ -84,11 +91,11 @@ impl Book {
     }
 
     /// What changed since the last time.
-    pub fn changes(&self) -> Vec<(Arc<Subject>, Vec<(LimitKey, Kept)>)> {
+    pub fn changes(&self) -> Vec<Changed> {
         let subjects = self.all().into_iter();
         let changed = subjects.filter_map(|subject| {
             let changes = subject.changes()?;
-            Some((subject, changes))
+            Some(Changed { subject, changes })
         });
         changed.collect()
     }

@@ -220,6 +220,8 @@ pub struct Limits {
     pub max_connections_per_ip: usize,
     /// Requests in flight in the whole process.
     pub max_requests: usize,
+    /// Requests of one client address in flight; 0 for no limit.
+    pub max_requests_per_ip: usize,
     /// Requests that one client address may begin in a second, before anybody knows whose they are;
     /// 0 for no limit.
     pub max_requests_per_second_per_ip: u32,

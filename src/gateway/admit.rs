@@ -19,7 +19,7 @@ use crate::context::{Admitted, Context, Expected, Routed};
 use crate::ledger::cost::{Money, cost};
 use crate::ledger::journal::Journal;
 use crate::relay::usage::Usage;
-use crate::request::rate::{self, Gauge, RateLimits};
+use crate::request::rate::{self as rates, Gauge, RateLimits};
 use crate::request::refusal::{Code, LimitNote, Refusal};
 use crate::request::scan::Fields;
 use crate::request::surface::Surface;
@@ -208,8 +208,8 @@ fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
             let calendar = matches!(key.window, Window::Day | Window::Month);
             let again = format!(
                 "It has room again in {}, at {}.",
-                rate::short(wait),
-                rate::after(at, wait)
+                rates::short(wait),
+                rates::after(at, wait)
             );
             if calendar && wait > LONGEST_WAIT {
                 (Code::InsufficientQuota, Some(wait), again)
@@ -227,19 +227,7 @@ fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
         quantity(key, standing.held),
         quantity(key, *demand),
     );
-    let note = LimitNote {
-        name: key.to_string(),
-        of: if of_group { "group" } else { "tenant" },
-        limit: standing.limit,
-        used: standing.used,
-        reserved: standing.held,
-        requested: *demand,
-        reset_seconds: standing.reset.as_secs() + u64::from(standing.reset.subsec_nanos() > 0),
-    };
-    let mut refusal = Refusal::new(code, message);
-    refusal.retry_after = wait;
-    refusal.limit = Some(Box::new(note));
-    refusal.rate = match key.quantity {
+    let rate = match key.quantity {
         Quantity::Requests => RateLimits {
             requests: Some(gauge(standing)),
             tokens: None,
@@ -250,6 +238,19 @@ fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
             tokens: Some(gauge(standing)),
         },
     };
+    let note = LimitNote {
+        name: key.to_string(),
+        of: if of_group { "group" } else { "tenant" },
+        limit: standing.limit,
+        used: standing.used,
+        reserved: standing.held,
+        requested: *demand,
+        reset_seconds: standing.reset.as_secs() + u64::from(standing.reset.subsec_nanos() > 0),
+        rate,
+    };
+    let mut refusal = Refusal::new(code, message);
+    refusal.retry_after = wait;
+    refusal.limit = Some(Box::new(note));
     refusal
 }
 

@@ -64,10 +64,10 @@ pub struct Guessing {
 /// What is one caller's to choose from: an IPv4 address, or an IPv6 /64, which is the least that
 /// providers hand out.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Network(u128);
+pub(super) struct Network(u128);
 
 impl Network {
-    fn of(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             // The marker keeps it apart from every /64, whose lower half is zero.
             IpAddr::V4(address) => Self(1 << 32 | u128::from(u32::from(address))),

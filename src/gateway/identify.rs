@@ -9,6 +9,7 @@ use http::header;
 use pingora_proxy::Session;
 
 use super::Gateway;
+use super::overload::Caps;
 use crate::config::settings::Listener;
 use crate::context::{Context, Stage};
 use crate::downstream::proof::{ClientProof, Shown};
@@ -34,6 +35,13 @@ impl Gateway {
         };
         let address = client_address(session, connection.peer.ip(), listener)?;
         ctx.client = Some(address);
+        let limits = &snapshot.settings.server.limits;
+        let caps = Caps {
+            requests: limits.max_requests,
+            per_address: limits.max_requests_per_ip,
+            per_address_and_second: limits.max_requests_per_second_per_ip,
+        };
+        ctx.of_address = self.overload.enter(address, caps, self.in_flight.count())?;
         let from = (connection.shown(), listener);
         let identity = self
             .judge(session, &snapshot, from, address)

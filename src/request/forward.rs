@@ -166,7 +166,9 @@ pub fn refusal_head(
     if let Some(seconds) = refusal.retry_after_seconds() {
         head.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds))?;
     }
-    refusal.rate.put(&mut head, family, Timestamp::now())?;
+    if let Some(limit) = &refusal.limit {
+        limit.rate.put(&mut head, family, Timestamp::now())?;
+    }
     if !refusal.code.may_retry() {
         head.insert_header(SHOULD_RETRY, "false")?;
     }

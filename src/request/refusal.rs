@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::rate::RateLimits;
 
@@ -50,8 +51,6 @@ pub struct Refusal {
     pub close: bool,
     /// The limit that refuses, for programs to read.
     pub limit: Option<Box<LimitNote>>,
-    /// Sent as rate limit fields.
-    pub rate: RateLimits,
     /// For the log only.
     pub detail: Option<String>,
 }
@@ -72,6 +71,9 @@ pub struct LimitNote {
     pub requested: u64,
     /// Seconds until the limit stands where it began; rounded up.
     pub reset_seconds: u64,
+    /// The same for the answer's head.
+    #[serde(skip)]
+    pub rate: RateLimits,
 }
 
 macro_rules! codes {
@@ -176,7 +178,6 @@ impl Refusal {
             retry_after: None,
             close: false,
             limit: None,
-            rate: RateLimits::default(),
             detail: None,
         }
     }
@@ -240,10 +241,10 @@ impl Refusal {
                 "request_id": request_id,
             }),
         };
-        if let (Some(limit), Some(error)) = (&self.limit, value.get_mut("error")) {
-            if let Some(error) = error.as_object_mut() {
-                error.insert("limit".to_owned(), serde_json::json!(limit));
-            }
+        if let Some(limit) = &self.limit
+            && let Some(error) = value.get_mut("error").and_then(Value::as_object_mut)
+        {
+            error.insert("limit".to_owned(), serde_json::json!(limit));
         }
         value.to_string()
     }

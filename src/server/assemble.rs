@@ -35,7 +35,7 @@ use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
 use crate::downstream::in_flight::Requests;
 use crate::gateway::guessing::Guessing;
-use crate::gateway::{Counting, Gateway};
+use crate::gateway::{Counting, Gateway, Overload};
 use crate::identity::standing::Standing;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
@@ -215,6 +215,7 @@ impl Parts {
             in_flight: in_flight.clone(),
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
             guessing: Guessing::new(),
+            overload: Overload::default(),
             counting: Counting::new(book.clone(), journal.clone()),
             hasher: RandomState::new(),
         };

@@ -324,6 +324,7 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         max_connections,
         max_connections_per_ip,
         max_requests: _,
+        max_requests_per_ip: _,
         max_requests_per_second_per_ip: _,
     } = limits;
     let size = |bytes: &usize| text(format_size(*bytes as u64));
