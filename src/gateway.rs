@@ -43,12 +43,13 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::admission::counting::Counting;
 use crate::context::Context;
 use crate::downstream::in_flight::Requests;
+use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
-pub use admit::Counting;
 use guessing::Guessing;
 pub use overload::Overload;
 
@@ -60,7 +61,8 @@ pub struct Gateway {
     pub bodies: Arc<BodyBudget>,
     pub guessing: Guessing,
     pub overload: Overload,
-    pub counting: Counting,
+    pub counting: Arc<Counting>,
+    pub journal: Arc<Journal>,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

@@ -25,7 +25,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "snapshot",
         &[
-            "admission",
+            "admission/allowance.rs",
+            "admission/amounts.rs",
+            "admission/book.rs",
+            "admission/clock.rs",
+            "admission/counter.rs",
+            "admission/estimate.rs",
+            "admission/reservation.rs",
+            "admission/subject.rs",
             "config",
             "identity",
             "ledger",

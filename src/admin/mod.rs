@@ -3,10 +3,11 @@
 //! Its own small HTTP/1.1 server, apart from the proxy, so that it still answers when the proxy is
 //! full or draining. `/healthz`, `/readyz` and `/metrics` are open; everything else needs the token.
 
+mod limits;
 mod status;
 
 use std::convert::Infallible;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use pingora::services::background::BackgroundService;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
+use crate::admission::counting::Counting;
 use crate::config::secret::Secret;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
@@ -44,6 +46,7 @@ pub struct AdminService {
 struct Desk {
     token: Option<Secret>,
     current: Current,
+    counting: Arc<Counting>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
 }
@@ -53,12 +56,14 @@ impl AdminService {
         socket: TcpListener,
         token: Option<Secret>,
         current: Current,
+        counting: Arc<Counting>,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
     ) -> Self {
         let desk = Arc::new(Desk {
             token,
             current,
+            counting,
             metrics,
             readiness,
         });
@@ -91,7 +96,7 @@ impl BackgroundService for AdminService {
             let Ok(place) = places.clone().acquire_owned().await else {
                 return;
             };
-            let Ok((socket, _)) = listener.accept().await else {
+            let Ok((socket, peer)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
@@ -99,7 +104,7 @@ impl BackgroundService for AdminService {
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let desk = desk.clone();
-                    async move { Ok::<_, Infallible>(desk.answer(&request)) }
+                    async move { Ok::<_, Infallible>(desk.answer(request, peer).await) }
                 });
                 let mut server = http1::Builder::new();
                 server
@@ -115,28 +120,27 @@ impl BackgroundService for AdminService {
 }
 
 impl Desk {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        if let Some(asked) = path.strip_prefix("/limits/") {
+            return if self.may_ask(&request) {
+                self.limits(asked, request, peer).await
+            } else {
+                unauthorized()
+            };
+        }
         if request.method() != Method::GET {
             return text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "Only GET is answered here.\n",
             );
         }
-        match request.uri().path() {
+        match &*path {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.readiness.is_ready() => text(StatusCode::OK, "ready\n"),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
             "/metrics" => self.metrics(),
-            _ if !self.may_ask(request) => {
-                let mut answer = text(
-                    StatusCode::UNAUTHORIZED,
-                    "Send \"Authorization: Bearer\" with the admin token.\n",
-                );
-                answer
-                    .headers_mut()
-                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                answer
-            }
+            _ if !self.may_ask(&request) => unauthorized(),
             "/status" => json(status::report(
                 &self.current.load(),
                 self.readiness.is_ready(),
@@ -144,7 +148,7 @@ impl Desk {
             )),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "There is /healthz, /readyz, /metrics and /status.\n",
+                "There is /healthz, /readyz, /metrics, /status and /limits/TENANT.\n",
             ),
         }
     }
@@ -171,6 +175,17 @@ impl Desk {
             .unwrap_or_default();
         shown.ct_eq(token.expose().as_bytes()).into()
     }
+}
+
+fn unauthorized() -> Response<Full<Bytes>> {
+    let mut answer = text(
+        StatusCode::UNAUTHORIZED,
+        "Send \"Authorization: Bearer\" with the admin token.\n",
+    );
+    answer
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    answer
 }
 
 fn text(status: StatusCode, words: &'static str) -> Response<Full<Bytes>> {

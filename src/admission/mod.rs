@@ -10,6 +10,7 @@ pub mod amounts;
 pub mod book;
 pub mod clock;
 pub mod counter;
+pub mod counting;
 pub mod estimate;
 pub mod reservation;
 pub mod subject;

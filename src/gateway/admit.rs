@@ -1,23 +1,19 @@
 //! How much may this caller use: room is taken in its limits before an upstream is chosen. What was
 //! really taken is settled in [`super::charge`].
 
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::Gateway;
 use crate::admission::allowance::bit;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
-use crate::admission::book::Book;
-use crate::admission::clock::{Calendar, Now};
 use crate::admission::counter::{Full, Standing};
 use crate::admission::estimate;
 use crate::admission::reservation::{Ask, Denied, Shown, reserve};
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
 use crate::context::{Admitted, Context, Expected, Routed};
 use crate::ledger::cost::{Money, cost};
-use crate::ledger::journal::Journal;
 use crate::relay::usage::Usage;
 use crate::request::rate::{self as rates, Gauge, RateLimits};
 use crate::request::refusal::{Code, LimitNote, Refusal};
@@ -28,34 +24,6 @@ use crate::snapshot::Snapshot;
 
 /// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
-
-/// What was used, what is held, and the clock that both are measured by.
-pub struct Counting {
-    pub book: Arc<Book>,
-    pub journal: Arc<Journal>,
-    began: Instant,
-    /// Nanoseconds since 1970 at `began`.
-    epoch: u64,
-}
-
-impl Counting {
-    pub fn new(book: Arc<Book>, journal: Arc<Journal>) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        Self {
-            book,
-            journal,
-            began: Instant::now(),
-            epoch: since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0)),
-        }
-    }
-
-    /// This moment by both clocks.
-    pub fn now(&self, calendar: &Calendar) -> Now {
-        let since = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let wall = Timestamp::now().as_second();
-        calendar.at(self.epoch.saturating_add(since), wall)
-    }
-}
 
 /// What a body says of what it will take. Asked before the body is edited.
 pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {

@@ -126,7 +126,7 @@ impl Gateway {
         };
         let tenant = &routed.identity.tenant.id;
         let model = ctx.model().unwrap_or_default();
-        self.counting.journal.add(&Entry {
+        self.journal.add(&Entry {
             at: jiff::Timestamp::from_second(wall).unwrap_or_default(),
             tenant,
             model,

@@ -31,11 +31,12 @@ use super::upkeep::Upkeep;
 use super::watch::Stamps;
 use crate::admin::AdminService;
 use crate::admission::book::Book;
+use crate::admission::counting::Counting;
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
 use crate::downstream::in_flight::Requests;
 use crate::gateway::guessing::Guessing;
-use crate::gateway::{Counting, Gateway, Overload};
+use crate::gateway::{Gateway, Overload};
 use crate::identity::standing::Standing;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
@@ -209,6 +210,7 @@ impl Parts {
         let reloaded = Arc::new(Notify::new());
         let limits = &settings.server.limits;
         let journal = Arc::new(Journal::default());
+        let counting = Arc::new(Counting::new(book.clone()));
         let gateway = Gateway {
             current: current.clone(),
             metrics: metrics.clone(),
@@ -216,7 +218,8 @@ impl Parts {
             bodies: BodyBudget::new(limits.max_buffered_bodies, metrics.buffered_bytes.clone()),
             guessing: Guessing::new(),
             overload: Overload::default(),
-            counting: Counting::new(book.clone(), journal.clone()),
+            counting: counting.clone(),
+            journal: journal.clone(),
             hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
@@ -232,6 +235,7 @@ impl Parts {
                 socket,
                 settings.token.clone(),
                 current.clone(),
+                counting.clone(),
                 metrics.clone(),
                 readiness.clone(),
             );
