@@ -25,14 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "snapshot",
         &[
-            "admission/allowance.rs",
-            "admission/amounts.rs",
-            "admission/book.rs",
-            "admission/clock.rs",
-            "admission/counter.rs",
-            "admission/estimate.rs",
-            "admission/reservation.rs",
-            "admission/subject.rs",
+            "admission",
             "config",
             "identity",
             "ledger",
