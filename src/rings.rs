@@ -114,7 +114,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Decisions: plain data in, a verdict out.
 const PURE: &[&str] = &[
-    "admission",
+    "admission/allowance.rs",
+    "admission/amounts.rs",
+    "admission/book.rs",
+    "admission/clock.rs",
+    "admission/counter.rs",
+    "admission/estimate.rs",
+    "admission/reservation.rs",
+    "admission/subject.rs",
     "json.rs",
     "ledger",
     "request/edit.rs",
