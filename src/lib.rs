@@ -10,6 +10,7 @@
 //! - [`routing`] turns a model name into what serves it;
 //! - [`upstream`] knows accounts and endpoints, their load and their health;
 //! - [`relay`] watches the answer pass;
+//! - [`ledger`] knows what it cost and adds it up;
 //! - [`telemetry`] and [`admin`] show what goes on;
 //! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests; [`fetch`]
 //!   brings what is kept elsewhere;
@@ -34,6 +35,7 @@ pub mod fetch;
 pub mod gateway;
 pub mod identity;
 pub mod json;
+pub mod ledger;
 pub mod relay;
 pub mod request;
 pub mod routing;
