@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fetch", &[]),
     ("relay", &["json"]),
     ("ledger", &["config", "relay"]),
+    ("database", &["ledger"]),
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
     ("upstream", &["config", "relay"]),
@@ -74,6 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "config",
+            "database",
             "emulator",
             "identity",
             "ledger",
