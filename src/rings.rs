@@ -87,6 +87,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "admin",
             "admission",
             "config",
+            "database",
             "downstream",
             "fetch",
             "gateway",
