@@ -6,6 +6,7 @@ mod emulate;
 mod key;
 mod run;
 mod sources;
+mod usage;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -44,7 +45,8 @@ impl From<Exit> for ExitCode {
         tidegate demo                            try it, with an emulated DeepSeek behind it\n  \
         tidegate key new --tenant search         make a key for a tenant\n  \
         tidegate check -c tidegate.yaml          find every mistake in a configuration\n  \
-        tidegate run -c tidegate.yaml            serve\n\n\
+        tidegate run -c tidegate.yaml            serve\n  \
+        tidegate usage -c tidegate.yaml          who used how much this month\n\n\
         Exit codes:\n  \
         0  done\n  \
         1  failed while running (a port is taken, a file cannot be read)\n  \
@@ -75,6 +77,8 @@ enum Verb {
         #[command(subcommand)]
         verb: key::Verb,
     },
+    /// Report who used how much, and what it cost
+    Usage(usage::Options),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
 }
@@ -100,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(options) => demo::demo(&options),
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),
+        Verb::Usage(options) => usage::usage(&options),
         Verb::Schema => print(&(config::schema::text() + "\n")),
     };
     exit.into()

@@ -42,3 +42,4 @@ mod support;
 mod telemetry;
 mod upstream_auth;
 mod upstream_tls;
+mod usage_command;
