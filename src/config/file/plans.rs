@@ -115,7 +115,7 @@ macro_rules! limited {
         #[derive(Debug, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
-            $($(#[$what])* pub $key: Option<$limit>,)*
+            $($(#[$what])* #[schemars(extend("x-tidegate-quiet" = true))] pub $key: Option<$limit>,)*
             $($(#[$doc])* pub $own: $type,)*
         }
 
