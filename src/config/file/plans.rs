@@ -35,7 +35,7 @@ const fn seconds(count: u64) -> DurationText {
     DurationText(Duration::from_secs(count))
 }
 
-/// Where the limits are that a written one is one of.
+/// One limit as it was written, under the key of its name.
 pub struct Written<'a> {
     pub key: &'static str,
     pub quantity: Quantity,

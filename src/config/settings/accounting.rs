@@ -53,7 +53,8 @@ pub struct PeakHours {
     pub time_zone: TimeZone,
     /// In the order of the week, at least one.
     pub days: Vec<Weekday>,
-    /// In their order, not overlapping: from, up to but not at. The second is later, or midnight for the end of the day.
+    /// In their order, not overlapping: from, up to but not at. The second is later, or midnight for
+    /// the end of the day.
     pub hours: Vec<(Time, Time)>,
     /// Days without peak, in their order.
     pub holidays: Vec<Date>,
