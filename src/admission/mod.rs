@@ -1,0 +1,3 @@
+//! How much callers may use.
+
+pub mod store_redis;
