@@ -34,13 +34,14 @@ end
 local function read(value, kind, window)
   local held, a, b, c = string.match(value or '', '^(%d+) (%d+) (%d+) (%d+)$')
   held, a, b, c = tonumber(held) or 0, tonumber(a) or 0, tonumber(b) or 0, tonumber(c) or 0
+  local ahead = kind == 'b' and b > now
   if kind == 'b' then
     a = math.max(0, a - math.max(0, now - b) * 1000)
     b = now
   elseif kind == 'c' and window > b then
     a, b, c = 0, window, 0
   end
-  return { held = held, a = a, b = b, c = c }
+  return { held = held, a = a, b = b, c = c, ahead = ahead }
 end
 
 local function packed(counter)

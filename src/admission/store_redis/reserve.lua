@@ -25,6 +25,8 @@ for index = 1, #fields do
     fits = counter.held + demand <= amount
   end
   counter.fits, counter.demand = fits, demand
+  -- Else a bucket that is full when the clock goes back would stay full until the clock is there again.
+  if counter.ahead then redis.call('HSET', KEYS[1], fields[index], packed(counter)) end
   if not fits and ARGV[at + 6] == '0' then fits_all = false end
   counters[index] = counter
 end
