@@ -7,5 +7,5 @@ else
 end
 epoch()
 redis.call('HSET', KEYS[1], ARGV[5], packed(counter))
-redis.call('EXPIRE', KEYS[1], 40 * DAY)
+keep()
 return { counter.a, counter.c }

@@ -64,7 +64,10 @@ local function expel(name)
       redis.call('HDEL', key, all[at])
     end
   end
-  if #all > 0 then redis.call('HSET', key, 'generation', '0') end
+  if #all > 0 then
+    redis.call('HSET', key, 'generation', '0')
+    redis.call('EXPIRE', key, DAY)
+  end
   redis.call('ZREM', KEYS[2], name)
 end
 
@@ -100,14 +103,19 @@ local function generation()
   return tonumber(known[2] or '0')
 end
 
+-- Longer than a month. What hosts hold outlives the sums it is part of, else nobody could take it back.
+local function keep()
+  redis.call('EXPIRE', KEYS[1], 40 * DAY)
+  redis.call('EXPIRE', KEYS[2], 41 * DAY)
+  redis.call('EXPIRE', KEYS[3], 41 * DAY)
+end
+
 local function enlist(current)
   if current == 0 then
     current = now
     redis.call('HSET', KEYS[3], 'incarnation', incarnation, 'generation', text(current))
-    redis.call('EXPIRE', KEYS[3], DAY)
-    redis.call('EXPIRE', KEYS[1], 40 * DAY)
+    keep()
   end
   redis.call('ZADD', KEYS[2], text(now), host)
-  redis.call('EXPIRE', KEYS[2], DAY)
   return current
 end

@@ -11,8 +11,7 @@ if ARGV[6] == '1' then
   mine = 0
 end
 mine = enlist(mine)
-redis.call('EXPIRE', KEYS[1], 40 * DAY)
-redis.call('EXPIRE', KEYS[3], DAY)
+keep()
 
 local answer = { began, mine }
 if sequence == 0 then return answer end

@@ -9,13 +9,15 @@ use futures_util::future::join_all;
 use tokio::time::{sleep_until, timeout};
 
 use super::circuit::Failure;
-use super::client::{ANSWER, CONNECT, Link};
+use super::client::{ANSWER, Link};
 use super::outbox::{Batch, Moment};
 use super::script::LIVENESS;
 use super::{RedisCounts, StoreError, is_rejection};
 
 /// Between two signs of life of what this host holds; two may be lost.
 const SIGN: Duration = Duration::from_secs(LIVENESS.as_secs() / 4);
+/// To find out who is the master, connect, and load the scripts.
+const REACH: Duration = Duration::from_secs(5);
 /// Batches under way at one time, each of another root.
 const PIPELINE: usize = 64;
 /// Where a probe tries whether scripts may write.
@@ -24,24 +26,26 @@ const PROBE_ROOT: &str = "probe";
 impl RedisCounts {
     /// The background part; never ends. Without it nothing is connected and nothing is settled.
     pub async fn run(&self) {
+        let mut sign = Instant::now() + SIGN;
         loop {
             let probe = self.circuit.lock().probe_at();
-            let wake = match probe {
-                Some(due) if due <= Instant::now() => {
+            let wake = if let Some(due) = probe {
+                if due <= Instant::now() {
                     let _ = self.probe().await;
                     continue;
                 }
-                Some(due) => due,
-                None => {
-                    self.tell().await;
-                    Instant::now() + SIGN
+                due
+            } else {
+                self.tell().await;
+                if sign <= Instant::now() {
+                    self.sign().await;
+                    sign = Instant::now() + SIGN;
                 }
+                sign
             };
-            if self.circuit.lock().is_up() || probe.is_some() {
-                tokio::select! {
-                    () = self.bell.notified() => {}
-                    () = sleep_until(wake.into()) => {}
-                }
+            tokio::select! {
+                () = self.bell.notified() => {}
+                () = sleep_until(wake.into()) => {}
             }
         }
     }
@@ -79,7 +83,7 @@ impl RedisCounts {
             self.scripts.load(&mut link).await?;
             Ok(link)
         };
-        let mut link = match timeout(2 * CONNECT, connecting).await {
+        let mut link = match timeout(REACH, connecting).await {
             Ok(connected) => connected.map_err(|error| self.failure(&error))?,
             Err(_) => return Err(self.too_slow()),
         };
@@ -99,13 +103,22 @@ impl RedisCounts {
         let Some(link) = self.link.load_full() else {
             return;
         };
-        let told = self.tell_over(&link, false).await;
-        let signed = match told {
-            Ok(()) => self.sign(&link).await,
-            failed => failed,
-        };
-        if signed.is_err() {
+        if self.tell_over(&link, false).await.is_err() {
             self.cut(Failure::Away);
+        }
+    }
+
+    async fn sign(&self) {
+        let Some(link) = self.link.load_full() else {
+            return;
+        };
+        let signs = self.outbox.lock().signs(SIGN, Instant::now());
+        let signs: Vec<_> = signs.into_iter().map(Arc::new).collect();
+        for some in signs.chunks(PIPELINE) {
+            if self.send_all(&link, some).await.is_err() {
+                self.cut(Failure::Away);
+                return;
+            }
         }
     }
 
@@ -119,22 +132,16 @@ impl RedisCounts {
             if batches.is_empty() {
                 return Ok(());
             }
-            join_all(batches.iter().map(|batch| self.send(link.clone(), batch)))
-                .await
-                .into_iter()
-                .collect::<Result<Vec<()>, _>>()?;
+            self.send_all(link, &batches).await?;
         }
     }
 
-    async fn sign(&self, link: &Link) -> Result<(), StoreError> {
-        let signs = self.outbox.lock().signs(SIGN, Instant::now());
-        for some in signs.chunks(PIPELINE) {
-            join_all(some.iter().map(|sign| self.send(link.clone(), sign)))
-                .await
-                .into_iter()
-                .collect::<Result<Vec<()>, _>>()?;
-        }
-        Ok(())
+    /// At once: the connection pipelines them.
+    async fn send_all(&self, link: &Link, batches: &[Arc<Batch>]) -> Result<(), StoreError> {
+        join_all(batches.iter().map(|batch| self.send(link.clone(), batch)))
+            .await
+            .into_iter()
+            .collect()
     }
 
     async fn send(&self, mut link: Link, batch: &Batch) -> Result<(), StoreError> {
