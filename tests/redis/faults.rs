@@ -187,6 +187,27 @@ async fn a_reservation_whose_answer_was_lost_is_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_that_comes_after_it_was_given_up_is_refused() {
+    let server = Server::start(&[]);
+    let wire = Wire::to(server.port).await;
+    let host = Host::join(&settings(RedisNodes::One(wire.address.clone())), "a").await;
+    let wanted = ask(vec![concurrency(5)]);
+    drop(host.grant(&wanted).await);
+    host.told().await;
+    wire.delay_a_question();
+    assert!(host.counts.reserve(wanted.clone()).await.is_err());
+    in_time("back, and told", async || {
+        let state = host.counts.state();
+        (state.up && state.queued == 0).then_some(())
+    })
+    .await;
+    let answers = wire.arrive().await;
+    assert_eq!(answers.len(), 1);
+    assert!(answers[0].starts_with("*8\r\n:2\r\n"), "{answers:?}");
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_settlement_whose_answer_was_lost_is_counted_once() {
     let server = Server::start(&[]);
     let wire = Wire::to(server.port).await;

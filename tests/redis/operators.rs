@@ -32,7 +32,7 @@ async fn an_extension_counts_for_its_window_and_a_reset_leaves_what_is_held() {
 }
 
 /// The rule in docs/stores.md, with a password.
-fn documented_rule() -> Vec<String> {
+pub fn documented_rule() -> Vec<String> {
     let docs = include_str!("../../docs/stores.md");
     let line = docs
         .lines()

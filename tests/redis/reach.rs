@@ -4,8 +4,10 @@ use std::fs;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tidegate::admission::store_redis::{ConnectError, RedisCounts};
+use tidegate::config::secret::Secret;
 use tidegate::config::settings::RedisNodes;
 
+use crate::operators::documented_rule;
 use crate::support::*;
 
 /// An authority's certificate, and a leaf of it with its key, for `localhost`.
@@ -94,10 +96,22 @@ async fn a_cluster_keeps_each_root_on_one_node() {
                 .then_some(())
         });
     }
-    let store = settings(RedisNodes::Cluster(vec![
+    let mut store = settings(RedisNodes::Cluster(vec![
         nodes[0].address(),
         nodes[1].address(),
     ]));
+    let rule = documented_rule();
+    let mut allow = vec!["acl", "setuser", "tidegate"];
+    allow.extend(rule.iter().map(String::as_str));
+    for node in &nodes {
+        assert_eq!(node.cli(&allow), "OK");
+        assert_eq!(
+            node.cli(&["acl", "setuser", "tidegate", "+cluster|slots", "+ping"]),
+            "OK"
+        );
+    }
+    store.username = Some("tidegate".to_owned());
+    store.password = Some(Secret::new("hunter2".to_owned()));
     let (a, b) = (Host::join(&store, "a").await, Host::join(&store, "b").await);
     for number in 0..30 {
         let mut wanted = ask(vec![concurrency(2), daily(10, 5)]);

@@ -48,7 +48,7 @@ enum Way {
         master: String,
         node: Node,
     },
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 /// What is the same for each node.
@@ -81,7 +81,7 @@ impl Connector {
                 node,
             },
             RedisNodes::Cluster(_) if node.ca.is_some() => return Err(ConnectError::ClusterCa),
-            RedisNodes::Cluster(nodes) => Way::Cluster(node.cluster(nodes)?),
+            RedisNodes::Cluster(nodes) => Way::Cluster(Box::new(node.cluster(nodes)?)),
         }))
     }
 
