@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate::admission::store_redis::StoreError;
+use tidegate::admission::store_redis::{LIVENESS, StoreError};
 use tidegate::config::settings::RedisNodes;
 
 use crate::proxy::Wire;
@@ -150,6 +150,7 @@ async fn a_stalled_redis_costs_a_few_deadlines_and_leaves_nothing_held() {
     assert!(began.elapsed() < Duration::from_millis(500));
     server.signal("-CONT");
     in_time("back", async || host.counts.state().up.then_some(())).await;
+    let began = Instant::now();
     // The reservations whose time was over may have been granted after all, or come only now.
     in_time("nothing is held", async || {
         let shown = host
@@ -159,6 +160,7 @@ async fn a_stalled_redis_costs_a_few_deadlines_and_leaves_nothing_held() {
         shown.is_ok_and(|shown| shown[0].held == 0).then_some(())
     })
     .await;
+    assert!(began.elapsed() < LIVENESS / 2, "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,6 +178,7 @@ async fn a_reservation_whose_answer_was_lost_is_given_back() {
             let _ = host.counts.reserve(wanted.clone()).await;
         }
     }
+    let began = Instant::now();
     in_time("given back", async || {
         let standing = witness.standing(&wanted).await;
         standing
@@ -184,6 +187,10 @@ async fn a_reservation_whose_answer_was_lost_is_given_back() {
             .then_some(())
     })
     .await;
+    assert!(
+        began.elapsed() < LIVENESS / 2,
+        "by its id, not with its host"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

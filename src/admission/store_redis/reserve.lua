@@ -18,7 +18,7 @@ for index = 1, #fields do
   local counter = read(values[index], kind, extra)
   local fits
   if kind == 'b' then
-    fits = counter.a + cost(demand, period, amount) <= extra
+    fits = counter.a + cost(counter.held + demand, period, amount) <= extra
   elseif kind == 'c' then
     fits = counter.a + counter.held + demand <= amount + counter.c
   else
