@@ -27,7 +27,7 @@ pub use ask::{Ask, Counter, Part, Rule, Standing, Wait};
 use circuit::{Circuit, Failure};
 pub use client::ConnectError;
 use client::{ANSWER, Connector, Link};
-use outbox::{Abandoned, Moment, Outbox};
+use outbox::{Abandoned, Moment, News, Outbox, Ticket};
 pub use script::LIVENESS;
 use script::{Operation, Outcome, Purpose, Reply, Scripts};
 
@@ -66,7 +66,7 @@ pub enum Verdict {
 pub struct Reservation {
     counts: Arc<RedisCounts>,
     root: Arc<str>,
-    generation: u64,
+    ticket: Ticket,
     parts: Vec<Part>,
     is_settled: bool,
 }
@@ -190,7 +190,7 @@ impl RedisCounts {
         unanswered.ask = None;
         drop(unanswered);
         self.circuit.lock().answered();
-        self.heard(&ask.root, reply.epoch);
+        self.heard(&ask.root, reply.news);
         self.verdict(ask, &reply)
     }
 
@@ -205,11 +205,15 @@ impl RedisCounts {
             .collect();
         match reply.outcome {
             Outcome::Granted => {
-                self.outbox.lock().granted(&ask.root, Instant::now());
+                let (generation, now) = (reply.news.generation, Instant::now());
+                let ticket = self
+                    .outbox
+                    .lock()
+                    .granted(&ask.root, generation, &ask.parts, now);
                 let reservation = Reservation {
                     counts: self.clone(),
                     root: ask.root,
-                    generation: reply.generation,
+                    ticket,
                     parts: ask.parts,
                     is_settled: false,
                 };
@@ -344,8 +348,8 @@ impl RedisCounts {
     }
 
     /// Redis answered about a root.
-    fn heard(&self, root: &Arc<str>, epoch: u64) {
-        if self.outbox.lock().answered(root, epoch, Instant::now()) {
+    fn heard(&self, root: &Arc<str>, news: News) {
+        if self.outbox.lock().answered(root, news, Instant::now()) {
             self.tally.emptied.fetch_add(1, Ordering::Relaxed);
             log::warn!(
                 "redis: the counts of {root} are gone and begin anew (flushed, or failed over to an empty replica)"
@@ -409,7 +413,7 @@ impl Reservation {
         counts
             .outbox
             .lock()
-            .settled(&self.root, self.generation, &self.parts, used, moment);
+            .settled(&self.root, self.ticket, &self.parts, used, moment);
         counts.bell.notify_one();
     }
 }

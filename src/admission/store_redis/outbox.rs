@@ -41,6 +41,29 @@ struct Root {
     open: u64,
     epoch: u64,
     contact: Option<Instant>,
+    /// What the open ones hold, by the generation in which Redis knows of it, and by counter.
+    holding: BTreeMap<(u64, Arc<str>), u64>,
+    /// The generation that Redis last told.
+    generation: u64,
+    /// Tickets up to this number were claimed anew, for this generation.
+    claimed: (u64, u64),
+    tickets: u64,
+}
+
+/// One granted reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    number: u64,
+    generation: u64,
+}
+
+/// What each answer says about its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct News {
+    /// When its counts began.
+    pub epoch: u64,
+    /// Of what this host holds; 0 if Redis knows of nothing.
+    pub generation: u64,
 }
 
 /// Which counter; windows in their order.
@@ -77,6 +100,9 @@ pub(super) struct Batch {
     pub sequence: u64,
     /// Give up all that this host holds.
     pub renew: bool,
+    /// What this host holds although Redis has forgotten it, for this generation.
+    pub claims: Vec<(Arc<str>, u64)>,
+    pub generation: u64,
     pub moves: Vec<(MoveKey, Move)>,
     pub abandoned: Vec<Abandoned>,
 }
@@ -89,23 +115,42 @@ pub struct Moment {
 }
 
 impl Outbox {
-    pub fn granted(&mut self, root: &Arc<str>, now: Instant) {
-        let root = self.root(root);
+    pub(super) fn granted(
+        &mut self,
+        name: &Arc<str>,
+        generation: u64,
+        parts: &[Part],
+        now: Instant,
+    ) -> Ticket {
+        let root = self.root(name);
         root.open = root.open.saturating_add(1);
         root.contact = Some(now);
+        for part in parts {
+            let key = (generation, part.counter.name.clone());
+            let held = root.holding.entry(key).or_default();
+            *held = held.saturating_add(part.demand());
+        }
+        root.tickets += 1;
+        let ticket = Ticket {
+            number: root.tickets,
+            generation,
+        };
+        if root.has_to_claim() {
+            self.wake(name);
+        }
+        ticket
     }
 
     /// A granted reservation ends. `used` is by the order of `parts`; what is missing is nothing.
     pub(super) fn settled(
         &mut self,
         root: &Arc<str>,
-        generation: u64,
+        ticket: Ticket,
         parts: &[Part],
         used: &[u64],
         moment: Moment,
     ) {
-        let own = self.root(root);
-        own.open = own.open.saturating_sub(1);
+        let generation = self.root(root).end(ticket, parts);
         for (at, part) in parts.iter().enumerate() {
             let used = used.get(at).copied().unwrap_or(0);
             self.push(
@@ -137,12 +182,17 @@ impl Outbox {
         self.wake(root);
     }
 
-    /// Redis answered about a root. Says whether it was emptied since the last answer.
-    pub fn answered(&mut self, root: &Arc<str>, epoch: u64, now: Instant) -> bool {
+    /// Redis answered about a root. Says whether it was emptied since the last answer. If Redis has
+    /// forgotten what this host holds, it is claimed anew.
+    pub(super) fn answered(&mut self, root: &Arc<str>, news: News, now: Instant) -> bool {
         let own = self.root(root);
         own.contact = Some(now);
-        let emptied = own.epoch != 0 && epoch > own.epoch;
-        own.epoch = own.epoch.max(epoch);
+        let emptied = own.epoch != 0 && news.epoch > own.epoch;
+        own.epoch = own.epoch.max(news.epoch);
+        own.generation = own.generation.max(news.generation);
+        if own.has_to_claim() {
+            self.wake(root);
+        }
         emptied
     }
 
@@ -174,7 +224,7 @@ impl Outbox {
         self.waiting = self.waiting.saturating_sub(batch.moves.len());
         let own = self.root(&batch.root);
         own.sent = None;
-        if !own.moves.is_empty() || !own.abandoned.is_empty() || own.renew {
+        if own.has_something() {
             self.wake(&batch.root);
         }
     }
@@ -204,13 +254,15 @@ impl Outbox {
             .collect()
     }
 
-    /// Counters and given-up reservations that wait or are under way.
+    /// Counters, claims and given-up reservations that wait or are under way.
     pub fn len(&self) -> usize {
-        let abandoned = |root: &Root| {
-            let sent = root.sent.as_ref().map_or(0, |batch| batch.abandoned.len());
-            root.abandoned.len() + sent
+        let others = |root: &Root| {
+            let sent = root.sent.as_ref();
+            root.abandoned.len()
+                + usize::from(root.has_to_claim())
+                + sent.map_or(0, |batch| batch.abandoned.len() + batch.claims.len())
         };
-        self.waiting + self.roots.values().map(abandoned).sum::<usize>()
+        self.waiting + self.roots.values().map(others).sum::<usize>()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -299,21 +351,69 @@ impl Root {
             moves.push((key, one));
         }
         let taken = self.abandoned.len().min(BATCH);
+        let claims = self.claims();
         Batch {
             root: name.clone(),
             sequence,
             renew: std::mem::take(&mut self.renew),
+            claims,
+            generation: self.generation,
             moves,
             abandoned: self.abandoned.drain(..taken).collect(),
         }
     }
 
+    /// Says to which generation its release belongs.
+    fn end(&mut self, ticket: Ticket, parts: &[Part]) -> u64 {
+        self.open = self.open.saturating_sub(1);
+        let generation = match self.claimed {
+            (upto, claimed) if ticket.number <= upto => claimed.max(ticket.generation),
+            _ => ticket.generation,
+        };
+        for part in parts {
+            let key = (generation, part.counter.name.clone());
+            if let Some(held) = self.holding.get_mut(&key) {
+                *held = held.saturating_sub(part.demand());
+                if *held == 0 {
+                    self.holding.remove(&key);
+                }
+            }
+        }
+        generation
+    }
+
+    /// What earlier generations hold becomes part of this one.
+    fn claims(&mut self) -> Vec<(Arc<str>, u64)> {
+        let mut claims: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        while self.has_to_claim() {
+            let Some(((_, counter), held)) = self.holding.pop_first() else {
+                break;
+            };
+            let claim = claims.entry(counter).or_default();
+            *claim = claim.saturating_add(held).min(LIMIT);
+        }
+        for (counter, claim) in &claims {
+            let key = (self.generation, counter.clone());
+            let held = self.holding.entry(key).or_default();
+            *held = held.saturating_add(*claim);
+        }
+        if !claims.is_empty() {
+            self.claimed = (self.tickets, self.generation);
+        }
+        claims.into_iter().collect()
+    }
+
+    fn has_to_claim(&self) -> bool {
+        let oldest = self.holding.first_key_value();
+        oldest.is_some_and(|((generation, _), _)| *generation < self.generation)
+    }
+
+    fn has_something(&self) -> bool {
+        !self.moves.is_empty() || !self.abandoned.is_empty() || self.renew || self.has_to_claim()
+    }
+
     fn is_idle(&self) -> bool {
-        self.open == 0
-            && self.sent.is_none()
-            && self.moves.is_empty()
-            && self.abandoned.is_empty()
-            && !self.renew
+        self.open == 0 && self.sent.is_none() && !self.has_something()
     }
 }
 
@@ -335,6 +435,8 @@ impl Batch {
             root: root.clone(),
             sequence: 0,
             renew: false,
+            claims: Vec::new(),
+            generation: 0,
             moves: Vec::new(),
             abandoned: Vec::new(),
         }

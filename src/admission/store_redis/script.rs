@@ -7,7 +7,7 @@ use redis::aio::ConnectionLike;
 use redis::{RedisResult, Script, ScriptInvocation};
 
 use super::ask::{Counter, Part, Raw};
-use super::outbox::Batch;
+use super::outbox::{Batch, News};
 
 const PRELUDE: &str = include_str!("prelude.lua");
 
@@ -45,8 +45,7 @@ pub(super) enum Operation {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub outcome: Outcome,
-    pub epoch: u64,
-    pub generation: u64,
+    pub news: News,
     pub counters: Vec<Raw>,
 }
 
@@ -111,13 +110,20 @@ impl Scripts {
         Ok(Reply::read(&numbers, parts.len()))
     }
 
-    /// Answers the epoch.
-    pub async fn settle(&self, link: &mut impl ConnectionLike, batch: &Batch) -> RedisResult<u64> {
+    pub async fn settle(&self, link: &mut impl ConnectionLike, batch: &Batch) -> RedisResult<News> {
         let mut call = self.call(&self.settle, &batch.root);
         call.arg(batch.sequence)
             .arg(millis(MARK_LIFE))
             .arg(u8::from(batch.renew))
-            .arg(batch.moves.len());
+            .arg(batch.claims.len() + batch.moves.len());
+        for (counter, held) in &batch.claims {
+            call.arg(&**counter)
+                .arg("+")
+                .arg(*held)
+                .arg(batch.generation)
+                .arg(0)
+                .arg(0);
+        }
         for (key, one) in &batch.moves {
             call.arg(&*key.counter)
                 .arg(one.kind.as_str())
@@ -132,8 +138,8 @@ impl Scripts {
                 call.arg(&**counter).arg(*demand);
             }
         }
-        let (epoch, _generation): (u64, u64) = call.invoke_async(link).await?;
-        Ok(epoch)
+        let (epoch, generation) = call.invoke_async(link).await?;
+        Ok(News { epoch, generation })
     }
 
     pub async fn operate(
@@ -183,7 +189,10 @@ impl Reply {
             1 => Outcome::Granted,
             _ => Outcome::Void,
         };
-        let (epoch, generation) = (numbers.next()?, numbers.next()?);
+        let news = News {
+            epoch: numbers.next()?,
+            generation: numbers.next()?,
+        };
         let mut counters = Vec::with_capacity(parts);
         for _ in 0..parts {
             counters.push(Raw {
@@ -196,8 +205,7 @@ impl Reply {
         }
         Some(Self {
             outcome,
-            epoch,
-            generation,
+            news,
             counters,
         })
     }

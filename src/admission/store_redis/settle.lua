@@ -1,7 +1,8 @@
 -- Releases what was reserved and adds what was used, of many requests at once, exactly once.
 -- ARGV: 4 sequence (0 for a mere sign of life), 5 milliseconds that a mark lives, 6 '1' to give up all
 -- that this host holds, 7 number of moves, then six of each move: field, kind, release, generation,
--- use, window; then the given-up reservations: mark, number of counters, and two of each: field, demand.
+-- use, window. The kind '+' claims what Redis has forgotten: field, kind, amount, generation, -, -.
+-- Then the given-up reservations: mark, number of counters, and two of each: field, demand.
 -- Answer: epoch, generation.
 local sequence, MARK_LIFE, moves = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[7])
 sweep()
@@ -37,8 +38,15 @@ for _ = 1, moves do
   local field, kind, amount = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local when, use, window = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   local counter = read(redis.call('HGET', KEYS[1], field), kind, window)
-  if when == mine then release(counter, field, amount) end
-  if kind ~= 'n' then counter.a = math.min(counter.a + use, LIMIT) end
+  if kind == '+' then
+    if when == mine then
+      counter.held = math.min(counter.held + amount, 2 * LIMIT)
+      redis.call('HINCRBY', KEYS[3], 'held ' .. field, text(amount))
+    end
+  elseif when == mine then
+    release(counter, field, amount)
+  end
+  if kind == 'b' or kind == 'c' then counter.a = math.min(counter.a + use, LIMIT) end
   redis.call('HSET', KEYS[1], field, packed(counter))
   at = at + 6
 end

@@ -90,7 +90,7 @@ impl RedisCounts {
         // May scripts write, and does it answer within a request's deadline?
         let sign = Batch::sign_of_life(&Arc::from(PROBE_ROOT));
         match timeout(self.deadline, self.scripts.settle(&mut link, &sign)).await {
-            Ok(Ok(epoch)) => self.heard(&sign.root, epoch),
+            Ok(Ok(news)) => self.heard(&sign.root, news),
             Ok(Err(error)) => return Err(self.failure(&error)),
             Err(_) => return Err(self.too_slow()),
         }
@@ -150,9 +150,9 @@ impl RedisCounts {
             batch,
         };
         match timeout(ANSWER, self.scripts.settle(&mut link, batch)).await {
-            Ok(Ok(epoch)) => {
+            Ok(Ok(news)) => {
                 std::mem::forget(unsent);
-                self.heard(&batch.root, epoch);
+                self.heard(&batch.root, news);
                 self.outbox.lock().delivered(batch);
                 Ok(())
             }

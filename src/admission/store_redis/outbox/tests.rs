@@ -36,6 +36,10 @@ fn per_second(name: &str) -> Counter {
     }
 }
 
+fn news(epoch: u64, generation: u64) -> News {
+    News { epoch, generation }
+}
+
 fn root() -> Arc<str> {
     "tenant/acme".into()
 }
@@ -51,8 +55,8 @@ fn settlements_are_merged_by_counter_window_and_generation() {
         }]
     };
     for (generation, window) in [(1, 5), (1, 5), (2, 5), (1, 6)] {
-        outbox.granted(&root(), now);
-        outbox.settled(&root(), generation, &part(window), &[3], at(now));
+        let ticket = outbox.granted(&root(), generation, &part(window), now);
+        outbox.settled(&root(), ticket, &part(window), &[3], at(now));
     }
     assert_eq!((outbox.len(), outbox.open()), (3, 0));
     let batch = &outbox.take(9, at(now))[0];
@@ -144,7 +148,9 @@ fn beyond_the_bound_use_is_lost_and_counted_and_what_is_held_is_given_up() {
         counter: daily("another", 1),
         demand: 1,
     };
-    outbox.settled(&root(), 1, &[part], &[0], at(now));
+    let parts = [part];
+    let ticket = outbox.granted(&root(), 1, &parts, now);
+    outbox.settled(&root(), ticket, &parts, &[0], at(now));
     assert_eq!(outbox.lost(), 1);
     assert!(outbox.take(1, at(now))[0].renew);
 }
@@ -154,13 +160,13 @@ fn a_silent_root_gives_a_sign_of_life_while_something_of_it_is_held() {
     let now = Instant::now();
     let span = Duration::from_secs(3);
     let mut outbox = Outbox::default();
-    outbox.granted(&root(), now);
+    let ticket = outbox.granted(&root(), 1, &[], now);
     assert!(outbox.signs(span, now).is_empty());
     let signs = outbox.signs(span, now + span);
     assert_eq!((signs.len(), signs[0].sequence), (1, 0));
-    outbox.answered(&root(), 1, now + span);
+    outbox.answered(&root(), news(1, 1), now + span);
     assert!(outbox.signs(span, now + span).is_empty());
-    outbox.settled(&root(), 1, &[], &[], at(now));
+    outbox.settled(&root(), ticket, &[], &[], at(now));
     assert!(outbox.signs(span, now + 9 * span).is_empty());
 }
 
@@ -168,12 +174,51 @@ fn a_silent_root_gives_a_sign_of_life_while_something_of_it_is_held() {
 fn a_later_epoch_tells_that_redis_was_emptied() {
     let now = Instant::now();
     let mut outbox = Outbox::default();
-    assert!(!outbox.answered(&root(), 5, now));
-    assert!(!outbox.answered(&root(), 5, now));
-    assert!(outbox.answered(&root(), 6, now));
+    assert!(!outbox.answered(&root(), news(5, 1), now));
+    assert!(!outbox.answered(&root(), news(5, 1), now));
+    assert!(outbox.answered(&root(), news(6, 1), now));
     assert!(
-        !outbox.answered(&root(), 5, now),
+        !outbox.answered(&root(), news(5, 1), now),
         "an answer that was overtaken"
+    );
+}
+
+#[test]
+fn what_redis_forgot_is_claimed_once_and_released_as_claimed() {
+    let now = Instant::now();
+    let mut outbox = Outbox::default();
+    let parts = [Part {
+        counter: daily("day", 1),
+        demand: 10,
+    }];
+    outbox.answered(&root(), news(1, 1), now);
+    let ended = outbox.granted(&root(), 1, &parts, now);
+    let open = outbox.granted(&root(), 1, &parts, now);
+    assert!(outbox.take(1, at(now)).is_empty(), "Redis knows them");
+    outbox.settled(&root(), ended, &parts, &[], at(now));
+    outbox.answered(&root(), news(2, 2), now);
+    let new = outbox.granted(&root(), 2, &parts, now);
+    let batch = outbox.take(1, at(now)).remove(0);
+    let claim: (Arc<str>, u64) = ("day".into(), 10);
+    assert_eq!(
+        (&batch.claims[..], batch.generation),
+        (&[claim.clone()][..], 2)
+    );
+    outbox.delivered(&batch);
+    // One whose answer was overtaken by the news.
+    let late = outbox.granted(&root(), 1, &parts, now);
+    let batch = outbox.take(1, at(now)).remove(0);
+    assert_eq!((&batch.claims[..], batch.generation), (&[claim][..], 2));
+    outbox.delivered(&batch);
+    for ticket in [open, new, late] {
+        outbox.settled(&root(), ticket, &parts, &[], at(now));
+    }
+    let batch = outbox.take(1, at(now)).remove(0);
+    let moves: Vec<_> = batch.moves.iter().collect();
+    assert!(batch.claims.is_empty());
+    assert_eq!(
+        (moves.len(), moves[0].0.generation, moves[0].1.release),
+        (1, 2, 30)
     );
 }
 
