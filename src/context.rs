@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 
-use crate::admission::reservation::Reservation;
+use crate::admission::lease::Lease;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
@@ -100,7 +100,7 @@ pub struct Expected {
 /// What was taken in the tenant's limits.
 pub struct Admitted {
     /// `None` once it is settled.
-    pub reservation: Option<Reservation>,
+    pub lease: Option<Lease>,
     /// How the limits stood after it.
     pub shown: RateLimits,
     /// When; prices are those of this moment.

@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::admission::allowance::Allowance;
+use crate::admission::allowance::{Allowance, Part};
 use crate::admission::book::Book;
 use crate::admission::clock::Calendar;
 use crate::admission::subject::SubjectName;
-use crate::config::settings::{GroupId, Limit, LimitKey, Plan, Settings, TenantId, UpstreamId};
+use crate::config::settings::{
+    FailMode, GroupId, Limit, LimitKey, Plan, Settings, Store, Tenant, TenantId, UpstreamId,
+};
 use crate::identity::directory::Directory;
 use crate::identity::issuer::IssuerError;
 use crate::identity::standing::Standing;
@@ -51,6 +53,8 @@ pub struct Snapshot {
     pub calendar: Calendar,
     pub prices: PriceTable,
     allowances: HashMap<TenantId, Allowance>,
+    /// What this host keeps to while Redis is away, if that is wanted.
+    shares: HashMap<TenantId, Allowance>,
 }
 
 /// The place where the snapshot in use is found.
@@ -114,10 +118,23 @@ impl Snapshot {
         };
         let directory = Directory::new(&settings, standing.clone())?;
         let lanes = lanes.into_values().collect();
-        let tenants = settings.tenants.iter();
-        let allowances = tenants
-            .map(|tenant| (tenant.id.clone(), Allowance::new(tenant, book)))
-            .collect();
+        let allowances = |part: Part| {
+            let tenants = settings.tenants.iter();
+            let each = |tenant: &Arc<Tenant>| Allowance::new(tenant, book, part);
+            tenants
+                .map(|tenant| (tenant.id.clone(), each(tenant)))
+                .collect::<HashMap<_, _>>()
+        };
+        let (allowances, shares) = match &settings.server.store {
+            Store::Local => (allowances(Part::Whole), HashMap::new()),
+            Store::Redis(redis) => {
+                let shares = match redis.fail {
+                    FailMode::LocalShare { hosts } => allowances(Part::OneOf(hosts)),
+                    FailMode::Open | FailMode::Closed => HashMap::new(),
+                };
+                (allowances(Part::Shared), shares)
+            }
+        };
         Ok(Self {
             directory,
             routes,
@@ -129,8 +146,14 @@ impl Snapshot {
             calendar: Calendar::new(settings.accounting.time_zone.clone()),
             prices: PriceTable::new(&settings.accounting),
             allowances,
+            shares,
             settings,
         })
+    }
+
+    /// What this host gives a tenant while Redis is away.
+    pub fn share(&self, tenant: &TenantId) -> Option<&Allowance> {
+        self.shares.get(tenant)
     }
 
     /// What a tenant of this configuration may use.

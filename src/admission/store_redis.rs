@@ -404,6 +404,22 @@ impl Reservation {
         self.end(used);
     }
 
+    /// Settles the parts from `first` on, now; the reservation goes on with those before. `used` is
+    /// by the order of the parts that are settled.
+    pub fn settle_from(&mut self, first: usize, used: &[u64]) {
+        if first >= self.parts.len() {
+            return;
+        }
+        let parts = self.parts.split_off(first);
+        let counts = &self.counts;
+        let moment = counts.moment();
+        counts
+            .outbox
+            .lock()
+            .settled_in_part(&self.root, self.ticket, &parts, used, moment);
+        counts.bell.notify_one();
+    }
+
     fn end(&mut self, used: &[u64]) {
         if std::mem::replace(&mut self.is_settled, true) {
             return;

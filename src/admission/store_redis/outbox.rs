@@ -141,6 +141,19 @@ impl Outbox {
         ticket
     }
 
+    /// Some parts of a granted reservation are settled before it ends. `used` as there.
+    pub(super) fn settled_in_part(
+        &mut self,
+        root: &Arc<str>,
+        ticket: Ticket,
+        parts: &[Part],
+        used: &[u64],
+        moment: Moment,
+    ) {
+        let generation = self.root(root).let_go(ticket, parts);
+        self.push_all(root, generation, parts, used, moment);
+    }
+
     /// A granted reservation ends. `used` is by the order of `parts`; what is missing is nothing.
     pub(super) fn settled(
         &mut self,
@@ -150,7 +163,20 @@ impl Outbox {
         used: &[u64],
         moment: Moment,
     ) {
-        let generation = self.root(root).end(ticket, parts);
+        let own = self.root(root);
+        own.open = own.open.saturating_sub(1);
+        let generation = own.let_go(ticket, parts);
+        self.push_all(root, generation, parts, used, moment);
+    }
+
+    fn push_all(
+        &mut self,
+        root: &Arc<str>,
+        generation: u64,
+        parts: &[Part],
+        used: &[u64],
+        moment: Moment,
+    ) {
         for (at, part) in parts.iter().enumerate() {
             let used = used.get(at).copied().unwrap_or(0);
             self.push(
@@ -363,9 +389,8 @@ impl Root {
         }
     }
 
-    /// Says to which generation its release belongs.
-    fn end(&mut self, ticket: Ticket, parts: &[Part]) -> u64 {
-        self.open = self.open.saturating_sub(1);
+    /// Says to which generation the release of these parts belongs.
+    fn let_go(&mut self, ticket: Ticket, parts: &[Part]) -> u64 {
         let generation = match self.claimed {
             (upto, claimed) if ticket.number <= upto => claimed.max(ticket.generation),
             _ => ticket.generation,
