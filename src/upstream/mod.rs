@@ -10,6 +10,8 @@ pub mod balance;
 pub mod discovery;
 pub mod endpoint;
 pub mod enveloped;
+pub mod fair_queue;
+pub mod governor;
 pub mod health;
 pub mod peer;
 pub mod pool;
