@@ -60,11 +60,7 @@ pub fn check<'a>(
         },
         identity: check.identity(file),
         accounting: stand_in_accounting(),
-        queue: super::settings::Queue {
-            max_length: 0,
-            max_wait: Duration::from_secs(30),
-            keep_alive: None,
-        },
+        queue: super::settings::Queue { max_length: 0, max_wait: Duration::from_secs(30), keep_alive: None },
         plans: std::iter::once((stand_in_plan().id.clone(), stand_in_plan())).collect(),
         groups: std::collections::BTreeMap::new(),
         tenants: check.tenants(file),
