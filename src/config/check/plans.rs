@@ -1,0 +1,341 @@
+//! The rules of `plans` and `groups`: limits that can hold, of models that there are.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{ABOVE_ZERO, Check};
+use crate::config::file::{self, Amount, File, SurfaceLimits};
+use crate::config::mistake::{KeyPath, quoted};
+use crate::config::money::{MoneyText, times};
+use crate::config::nearest::hint;
+use crate::config::settings::{
+    CutCharge, DEFAULT_PLAN, Group, GroupId, Limit, LimitKey, OnDisconnect, Plan, PlanId, Priority,
+    Quantity, Queue, Surfaces,
+};
+
+/// A thousand million units, in nano-units: sums of many stay within 64 bits.
+const MOST_MONEY: u128 = 1_000_000_000 * 1_000_000_000;
+
+/// What tenants may be given.
+pub(super) struct Plans {
+    pub all: BTreeMap<PlanId, Arc<Plan>>,
+    pub groups: BTreeMap<GroupId, Arc<Group>>,
+    /// For whom no other was named, and in place of one that is not there.
+    default: Arc<Plan>,
+}
+
+impl Check<'_, '_> {
+    pub(super) fn plans(&mut self, file: &File) -> Plans {
+        let path = KeyPath::Root.key("plans");
+        let mut all = BTreeMap::new();
+        for (name, written) in &file.plans {
+            let path = path.key(name);
+            self.id(name, path);
+            all.insert(
+                PlanId::new(name),
+                Arc::new(self.plan(name, written, file, path)),
+            );
+        }
+        let default = match all.get(&PlanId::new(DEFAULT_PLAN)) {
+            Some(written) => Arc::clone(written),
+            None => {
+                let built_in = file::Plan::built_in();
+                let plan = self.plan(DEFAULT_PLAN, &built_in, file, path);
+                Arc::new(plan)
+            }
+        };
+        all.insert(default.id.clone(), Arc::clone(&default));
+        let mut plans = Plans {
+            all,
+            groups: BTreeMap::new(),
+            default,
+        };
+        self.groups(file, &mut plans);
+        plans
+    }
+
+    fn groups(&mut self, file: &File, plans: &mut Plans) {
+        let path = KeyPath::Root.key("groups");
+        let mut seen = HashMap::new();
+        for (index, written) in file.groups.iter().enumerate() {
+            let path = path.index(index);
+            self.id(&written.id, path.key("id"));
+            self.unique(&mut seen, &written.id, &quoted(&written.id), path.key("id"));
+            let group = Group {
+                id: GroupId::new(&written.id),
+                plan: self.known_plan(&written.plan, plans, path.key("plan")),
+            };
+            plans.groups.insert(group.id.clone(), Arc::new(group));
+        }
+    }
+
+    pub(super) fn known_plan(&mut self, name: &str, plans: &Plans, path: KeyPath<'_>) -> Arc<Plan> {
+        if let Some(plan) = plans.all.get(&PlanId::new(name)) {
+            return Arc::clone(plan);
+        }
+        if !self.report.is_full() {
+            let hint = hint(name, plans.all.keys().map(PlanId::as_str));
+            let found = format!("no plan has the name {}", quoted(name));
+            let allowed = format!("names of `plans` may stand here{hint}");
+            self.report.mistake(path, found, allowed);
+        }
+        Arc::clone(&plans.default)
+    }
+
+    pub(super) fn known_group(
+        &mut self,
+        id: &str,
+        plans: &Plans,
+        path: KeyPath<'_>,
+    ) -> Option<Arc<Group>> {
+        let group = plans.groups.get(&GroupId::new(id)).map(Arc::clone);
+        if group.is_none() && !self.report.is_full() {
+            let hint = hint(id, plans.groups.keys().map(GroupId::as_str));
+            let found = format!("no group has the id {}", quoted(id));
+            let allowed = format!("ids of `groups` may stand here{hint}");
+            self.report.mistake(path, found, allowed);
+        }
+        group
+    }
+
+    fn plan(&mut self, name: &str, written: &file::Plan, file: &File, path: KeyPath<'_>) -> Plan {
+        let mut limits = Vec::new();
+        let mut scope = Scope {
+            file,
+            shadow: written.shadow,
+            model: None,
+            limits: &mut limits,
+        };
+        self.add_limits(&mut scope, Surfaces::All, written.limits(), path);
+        self.surfaces_of(&mut scope, plan_surfaces(written), path);
+        let models = path.key("models");
+        for (model, written) in &written.models {
+            let path = models.key(model);
+            self.limited_model(model, file, path);
+            scope.model = Some(Arc::from(model.as_str()));
+            self.add_limits(&mut scope, Surfaces::All, written.limits(), path);
+            self.surfaces_of(&mut scope, model_surfaces(written), path);
+        }
+        self.uncounted_aliases(written, file, path);
+        let drain = self.duration(written.drain_timeout, ABOVE_ZERO, path.key("drain_timeout"));
+        Plan {
+            id: PlanId::new(name),
+            limits,
+            weight: written.weight,
+            priority: match written.priority {
+                file::Priority::High => Priority::High,
+                file::Priority::Normal => Priority::Normal,
+                file::Priority::Low => Priority::Low,
+            },
+            cut: match written.cut_charge {
+                file::CutCharge::Estimate => CutCharge::Estimate,
+                file::CutCharge::Reported => CutCharge::Reported,
+            },
+            on_disconnect: match written.on_disconnect {
+                file::OnDisconnect::Cancel => OnDisconnect::Cancel,
+                file::OnDisconnect::Drain => OnDisconnect::Drain(drain),
+            },
+        }
+    }
+
+    fn surfaces_of(
+        &mut self,
+        scope: &mut Scope<'_>,
+        surfaces: [(Surfaces, &Option<SurfaceLimits>); 6],
+        path: KeyPath<'_>,
+    ) {
+        for (surfaces, written) in surfaces {
+            if let Some(written) = written {
+                let path = path.key(surfaces.as_str());
+                self.add_limits(scope, surfaces, written.limits(), path);
+            }
+        }
+    }
+
+    fn add_limits<'w>(
+        &mut self,
+        scope: &mut Scope<'_>,
+        surfaces: Surfaces,
+        written: impl Iterator<Item = file::Written<'w>>,
+        path: KeyPath<'_>,
+    ) {
+        for limit in written {
+            let path = path.key(limit.key);
+            let amount = match limit.amount {
+                Amount::Count(count) => count,
+                Amount::Money(money) => self.money(money, scope.file, path),
+            };
+            let burst = limit.burst.unwrap_or(amount);
+            if burst > amount {
+                self.report.mistake(
+                    path.key("burst"),
+                    format!("{burst}, more than the limit"),
+                    format!("expected at most {amount}"),
+                );
+            }
+            scope.limits.push(Limit {
+                key: LimitKey {
+                    surfaces,
+                    model: scope.model.clone(),
+                    quantity: limit.quantity,
+                    window: limit.window,
+                },
+                amount,
+                burst,
+                shadow: limit.shadow || scope.shadow,
+            });
+        }
+    }
+
+    /// Nano-units of the currency of accounting, at least 1.
+    fn money(&mut self, written: &MoneyText, file: &File, path: KeyPath<'_>) -> u64 {
+        let Some(rate) = self.exchange_rate(&written.currency, file, path) else {
+            return 1;
+        };
+        let nanos = times(written.nanos, rate);
+        if nanos == 0 || nanos > MOST_MONEY || written.nanos > MOST_MONEY {
+            let currency = &file.accounting.currency;
+            let allowed = format!("expected more than 0 and at most 1000000000 {currency}");
+            self.report.mistake(path, written.to_string(), allowed);
+        }
+        u64::try_from(nanos.clamp(1, MOST_MONEY)).unwrap_or(1)
+    }
+
+    fn limited_model(&mut self, model: &str, file: &File, path: KeyPath<'_>) {
+        if file.models.contains_key(model) || self.report.is_full() {
+            return;
+        }
+        let hint = hint(model, file.models.keys().map(String::as_str));
+        let found = format!("no model has the name {}", quoted(model));
+        let allowed =
+            format!("names of `models` may stand here, not those that upstreams have{hint}");
+        self.report.mistake(path, found, allowed);
+    }
+
+    /// A limit of a model that can be had under another name is none for whoever knows it.
+    fn uncounted_aliases(&mut self, written: &file::Plan, file: &File, path: KeyPath<'_>) {
+        if written.models.is_empty() {
+            return;
+        }
+        let path = path.key("models");
+        for (alias, model) in &file.models {
+            let Some(target) = &model.alias else { continue };
+            if written.models.contains_key(target) && !written.models.contains_key(alias) {
+                let found = format!("{} is an alias of it, without limits", quoted(alias));
+                let advice =
+                    "an alias counts for itself; limit it too, or keep it from the tenants";
+                self.report.warning(path.key(target), found, advice);
+            }
+        }
+    }
+
+    /// Tells which upstream models cost nothing although somebody's costs are limited.
+    pub(super) fn unpriced(&mut self, file: &File, plans: &Plans) {
+        let prices = &file.accounting.prices;
+        let priced: HashSet<(&str, &str)> = prices
+            .iter()
+            .map(|price| (price.upstream.as_str(), price.model.as_str()))
+            .collect();
+        let mut told = HashSet::new();
+        for (name, plan) in limited_costs(file, plans) {
+            // An alias has the variants of its target.
+            let alias = file.models.get(name).and_then(|model| model.alias.as_ref());
+            let name = alias.map_or(name, String::as_str);
+            let variants = file
+                .models
+                .get(name)
+                .and_then(|model| model.variants.as_ref());
+            let models = KeyPath::Root.key("models");
+            let (model, list) = (models.key(name), "variants");
+            let list = model.key(list);
+            for (index, variant) in variants.into_iter().flatten().enumerate() {
+                let pair = (variant.upstream.as_str(), variant.model.as_str());
+                if !priced.contains(&pair) && told.insert(pair) {
+                    let found = format!("no price, and the plan {plan} limits costs");
+                    let advice = "it costs nothing, and never reaches the limit; add it to `accounting.prices`";
+                    self.report.warning(list.index(index), found, advice);
+                }
+            }
+        }
+    }
+
+    pub(super) fn queue(&mut self, written: &file::Queue) -> Queue {
+        let path = KeyPath::Root.key("queue");
+        let (least, most) = KEEP_ALIVE;
+        Queue {
+            max_length: written.max_length,
+            max_wait: self.duration(written.max_wait, ABOVE_ZERO, path.key("max_wait")),
+            keep_alive: written
+                .keep_alive
+                .map(|often| self.between(often, least, most, path.key("keep_alive"))),
+        }
+    }
+}
+
+/// Comments more often are traffic of their own, and more rarely keep nothing alive.
+const KEEP_ALIVE: (std::time::Duration, std::time::Duration) = (
+    std::time::Duration::from_secs(1),
+    std::time::Duration::from_secs(600),
+);
+
+/// Where in a plan limits stand.
+struct Scope<'a> {
+    file: &'a File,
+    /// Of the whole plan.
+    shadow: bool,
+    model: Option<Arc<str>>,
+    limits: &'a mut Vec<Limit>,
+}
+
+fn plan_surfaces(written: &file::Plan) -> [(Surfaces, &Option<SurfaceLimits>); 6] {
+    [
+        (Surfaces::Text, &written.text),
+        (Surfaces::Chat, &written.chat),
+        (Surfaces::Completions, &written.completions),
+        (Surfaces::Embeddings, &written.embeddings),
+        (Surfaces::Messages, &written.messages),
+        (Surfaces::Responses, &written.responses),
+    ]
+}
+
+fn model_surfaces(written: &file::ModelLimits) -> [(Surfaces, &Option<SurfaceLimits>); 6] {
+    [
+        (Surfaces::Text, &written.text),
+        (Surfaces::Chat, &written.chat),
+        (Surfaces::Completions, &written.completions),
+        (Surfaces::Embeddings, &written.embeddings),
+        (Surfaces::Messages, &written.messages),
+        (Surfaces::Responses, &written.responses),
+    ]
+}
+
+/// The public models that tenants may use under a limit of costs, and the plan that has it.
+fn limited_costs<'f>(file: &'f File, plans: &'f Plans) -> Vec<(&'f str, &'f PlanId)> {
+    let mut found = HashSet::new();
+    for tenant in &file.tenants {
+        let own = plans.all.get(&PlanId::new(&tenant.plan));
+        let group = tenant.group.as_ref();
+        let group = group.and_then(|group| plans.groups.get(&GroupId::new(group)));
+        for plan in own.into_iter().chain(group.map(|group| &group.plan)) {
+            let costs = plan.limits.iter().map(|limit| &limit.key);
+            let costs: Vec<_> = costs.filter(|key| key.quantity == Quantity::Cost).collect();
+            if costs.is_empty() {
+                continue;
+            }
+            let all = tenant.models.iter().any(|name| name == "*");
+            let names: Vec<&String> = match all {
+                true => file.models.keys().collect(),
+                false => tenant.models.iter().collect(),
+            };
+            let limited = |name: &str| {
+                let of = |key: &&LimitKey| key.model.as_deref().is_none_or(|model| model == name);
+                costs.iter().any(of)
+            };
+            let names = names.into_iter().filter(|name| limited(name));
+            found.extend(names.map(|name| (name.as_str(), &plan.id)));
+        }
+    }
+    let mut found: Vec<_> = found.into_iter().collect();
+    found.sort();
+    found
+}
