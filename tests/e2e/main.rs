@@ -22,6 +22,7 @@ mod credentials;
 mod docs;
 mod enveloped;
 mod failover;
+mod fair_queue;
 mod framing;
 mod guessing;
 mod identity;
