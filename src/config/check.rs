@@ -3,6 +3,7 @@
 //! settings come out only if there were none.
 
 mod accounting;
+mod costs;
 mod envelope;
 mod identity;
 mod listeners;

@@ -1,7 +1,8 @@
-//! The rules of `plans` and `groups`: limits that can hold, of models that there are.
+//! The rules of `plans`, `groups` and `queue`: limits that can hold, of models that there are.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, Amount, File, SurfaceLimits};
@@ -10,11 +11,15 @@ use crate::config::money::{MoneyText, times};
 use crate::config::nearest::hint;
 use crate::config::settings::{
     CutCharge, DEFAULT_PLAN, Group, GroupId, Limit, LimitKey, OnDisconnect, Plan, PlanId, Priority,
-    Quantity, Queue, Surfaces,
+    Queue, Surfaces,
 };
 
 /// A thousand million units, in nano-units: sums of many stay within 64 bits.
 const MOST_MONEY: u128 = 1_000_000_000 * 1_000_000_000;
+
+/// Comments more often are traffic of their own, and more rarely keep nothing alive.
+const LEAST_KEEP_ALIVE: Duration = Duration::from_secs(1);
+const MOST_KEEP_ALIVE: Duration = Duration::from_secs(600);
 
 /// What tenants may be given.
 pub(super) struct Plans {
@@ -27,6 +32,7 @@ pub(super) struct Plans {
 impl Check<'_, '_> {
     pub(super) fn plans(&mut self, file: &File) -> Plans {
         let path = KeyPath::Root.key("plans");
+        let aliases = aliases(file);
         let mut all = BTreeMap::new();
         for (name, written) in &file.plans {
             let path = path.key(name);
@@ -35,6 +41,7 @@ impl Check<'_, '_> {
                 PlanId::new(name),
                 Arc::new(self.plan(name, written, file, path)),
             );
+            self.uncounted_aliases(written, &aliases, path);
         }
         let default = match all.get(&PlanId::new(DEFAULT_PLAN)) {
             Some(written) => Arc::clone(written),
@@ -116,7 +123,6 @@ impl Check<'_, '_> {
             self.add_limits(&mut scope, Surfaces::All, written.limits(), path);
             self.surfaces_of(&mut scope, model_surfaces(written), path);
         }
-        self.uncounted_aliases(written, file, path);
         let drain = self.duration(written.drain_timeout, ABOVE_ZERO, path.key("drain_timeout"));
         Plan {
             id: PlanId::new(name),
@@ -213,14 +219,17 @@ impl Check<'_, '_> {
     }
 
     /// A limit of a model that can be had under another name is none for whoever knows it.
-    fn uncounted_aliases(&mut self, written: &file::Plan, file: &File, path: KeyPath<'_>) {
-        if written.models.is_empty() {
-            return;
-        }
+    fn uncounted_aliases(
+        &mut self,
+        written: &file::Plan,
+        aliases: &Aliases<'_>,
+        path: KeyPath<'_>,
+    ) {
         let path = path.key("models");
-        for (alias, model) in &file.models {
-            let Some(target) = &model.alias else { continue };
-            if written.models.contains_key(target) && !written.models.contains_key(alias) {
+        for target in written.models.keys() {
+            let aliases = aliases.get(target.as_str()).into_iter().flatten();
+            let mut uncounted = aliases.filter(|alias| !written.models.contains_key(**alias));
+            if let Some(alias) = uncounted.next() {
                 let found = format!("{} is an alias of it, without limits", quoted(alias));
                 let advice =
                     "an alias counts for itself; limit it too, or keep it from the tenants";
@@ -229,39 +238,9 @@ impl Check<'_, '_> {
         }
     }
 
-    /// Tells which upstream models cost nothing although somebody's costs are limited.
-    pub(super) fn unpriced(&mut self, file: &File, plans: &Plans) {
-        let prices = &file.accounting.prices;
-        let priced: HashSet<(&str, &str)> = prices
-            .iter()
-            .map(|price| (price.upstream.as_str(), price.model.as_str()))
-            .collect();
-        let mut told = HashSet::new();
-        for (name, plan) in limited_costs(file, plans) {
-            // An alias has the variants of its target.
-            let alias = file.models.get(name).and_then(|model| model.alias.as_ref());
-            let name = alias.map_or(name, String::as_str);
-            let variants = file
-                .models
-                .get(name)
-                .and_then(|model| model.variants.as_ref());
-            let models = KeyPath::Root.key("models");
-            let (model, list) = (models.key(name), "variants");
-            let list = model.key(list);
-            for (index, variant) in variants.into_iter().flatten().enumerate() {
-                let pair = (variant.upstream.as_str(), variant.model.as_str());
-                if !priced.contains(&pair) && told.insert(pair) {
-                    let found = format!("no price, and the plan {plan} limits costs");
-                    let advice = "it costs nothing, and never reaches the limit; add it to `accounting.prices`";
-                    self.report.warning(list.index(index), found, advice);
-                }
-            }
-        }
-    }
-
     pub(super) fn queue(&mut self, written: &file::Queue) -> Queue {
         let path = KeyPath::Root.key("queue");
-        let (least, most) = KEEP_ALIVE;
+        let (least, most) = (LEAST_KEEP_ALIVE, MOST_KEEP_ALIVE);
         Queue {
             max_length: written.max_length,
             max_wait: self.duration(written.max_wait, ABOVE_ZERO, path.key("max_wait")),
@@ -272,11 +251,18 @@ impl Check<'_, '_> {
     }
 }
 
-/// Comments more often are traffic of their own, and more rarely keep nothing alive.
-const KEEP_ALIVE: (std::time::Duration, std::time::Duration) = (
-    std::time::Duration::from_secs(1),
-    std::time::Duration::from_secs(600),
-);
+/// Public names by the one that they are an alias of.
+type Aliases<'f> = HashMap<&'f str, Vec<&'f str>>;
+
+fn aliases(file: &File) -> Aliases<'_> {
+    let mut aliases = Aliases::new();
+    for (name, model) in &file.models {
+        if let Some(target) = &model.alias {
+            aliases.entry(target).or_default().push(name);
+        }
+    }
+    aliases
+}
 
 /// Where in a plan limits stand.
 struct Scope<'a> {
@@ -307,35 +293,4 @@ fn model_surfaces(written: &file::ModelLimits) -> [(Surfaces, &Option<SurfaceLim
         (Surfaces::Messages, &written.messages),
         (Surfaces::Responses, &written.responses),
     ]
-}
-
-/// The public models that tenants may use under a limit of costs, and the plan that has it.
-fn limited_costs<'f>(file: &'f File, plans: &'f Plans) -> Vec<(&'f str, &'f PlanId)> {
-    let mut found = HashSet::new();
-    for tenant in &file.tenants {
-        let own = plans.all.get(&PlanId::new(&tenant.plan));
-        let group = tenant.group.as_ref();
-        let group = group.and_then(|group| plans.groups.get(&GroupId::new(group)));
-        for plan in own.into_iter().chain(group.map(|group| &group.plan)) {
-            let costs = plan.limits.iter().map(|limit| &limit.key);
-            let costs: Vec<_> = costs.filter(|key| key.quantity == Quantity::Cost).collect();
-            if costs.is_empty() {
-                continue;
-            }
-            let all = tenant.models.iter().any(|name| name == "*");
-            let names: Vec<&String> = match all {
-                true => file.models.keys().collect(),
-                false => tenant.models.iter().collect(),
-            };
-            let limited = |name: &str| {
-                let of = |key: &&LimitKey| key.model.as_deref().is_none_or(|model| model == name);
-                costs.iter().any(of)
-            };
-            let names = names.into_iter().filter(|name| limited(name));
-            found.extend(names.map(|name| (name.as_str(), &plan.id)));
-        }
-    }
-    let mut found: Vec<_> = found.into_iter().collect();
-    found.sort();
-    found
 }

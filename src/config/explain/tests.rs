@@ -46,7 +46,7 @@ fn each_value_is_told_with_its_line_what_it_replaced_or_that_it_is_a_default() {
         ),
     ];
     let told = explained(&files, &["server.limits"]).unwrap();
-    assert_eq!(told.len(), 14, "{told:#?}");
+    assert_eq!(told.len(), 16, "{told:#?}");
     for line in [
         "server.limits.head_timeout: 30s  ← over.yaml:3 (was 15s at site.yaml:1, before that 10s at base.yaml:3)",
         "server.limits.body_timeout: 1m  ← default (was 5s at base.yaml:3, removed at over.yaml:4)",
@@ -132,6 +132,35 @@ fn no_secret_is_shown_nor_what_stands_in_its_place() {
     let line = "upstreams[deepseek].accounts[main].api_key: ${env:NOT_SET}  ← over.yaml:1 (was (not shown) at base.yaml:11)";
     assert!(told.contains(line), "{told}");
     assert!(told.contains("hash: (not shown)"), "{told}");
+}
+
+#[test]
+fn of_limits_those_that_are_written_are_told_and_others_to_who_asks() {
+    let plans = "plans: { p: { cost_per_day: 5 USD, tokens_per_day: 9, chat: { max_concurrent: { limit: 2 } } } }";
+    let over = "plans: { p: { tokens_per_day: null } }";
+    let files = [
+        ("base.yaml", MINIMAL),
+        ("plans.yaml", plans),
+        ("over.yaml", over),
+    ];
+    let told = explained(&files, &["plans.p"]).unwrap();
+    for line in [
+        "plans.p.cost_per_day: 5 USD  ← plans.yaml:1",
+        "plans.p.tokens_per_day: none  ← default (was 9 at plans.yaml:1, removed at over.yaml:1)",
+        "plans.p.chat.max_concurrent.limit: 2  ← plans.yaml:1",
+        "plans.p.chat.max_concurrent.shadow: false  ← default",
+        "plans.p.weight: 1  ← default",
+    ] {
+        assert!(told.contains(&line.to_owned()), "{line}\n{told:#?}");
+    }
+    assert!(
+        !told.iter().any(|line| line.contains("requests_per_hour")),
+        "{told:#?}"
+    );
+    assert_eq!(
+        explained(&files, &["plans.p.chat.requests_per_hour"]).unwrap(),
+        ["plans.p.chat.requests_per_hour: none  ← default"]
+    );
 }
 
 #[test]
