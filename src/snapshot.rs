@@ -83,7 +83,7 @@ impl Snapshot {
             Some(
                 lanes
                     .entry(key)
-                    .or_insert_with(|| Arc::new(pool.lane(registry, model)))
+                    .or_insert_with(|| Arc::new(pool.lane(registry, model, &settings.queue)))
                     .clone(),
             )
         };
@@ -106,7 +106,9 @@ impl Snapshot {
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {
             let pool = by_id.get(upstream.as_ref()?)?;
-            Some(Arc::new(pool.lane_of_first_account(registry)))
+            Some(Arc::new(
+                pool.lane_of_first_account(registry, &settings.queue),
+            ))
         };
         let files = of_account(&settings.files);
         let balance = of_account(&settings.balance);
@@ -177,6 +179,16 @@ impl Snapshot {
     /// Every upstream model that anything leads to, once, in no order.
     pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
         self.lanes.iter()
+    }
+
+    /// Holds the places of all upstreams to this configuration, gives learned ceilings their time
+    /// to rise, and serves those who wait. To be called when it comes into use, and several times a
+    /// second.
+    pub fn pump(&self, now: Instant) {
+        let unnamed = self.files.iter().chain(&self.balance);
+        for lane in self.lanes.iter().chain(unnamed) {
+            lane.pump(now);
+        }
     }
 }
 

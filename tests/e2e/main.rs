@@ -23,6 +23,7 @@ mod docs;
 mod draining;
 mod enveloped;
 mod failover;
+mod fair_queue;
 mod framing;
 mod guessing;
 mod identity;
