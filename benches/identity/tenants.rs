@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use tidegate::config;
 use tidegate::config::secret::Secret;
 use tidegate::config::settings::{
-    Accepted, AllowedModels, ApiKey, CertificateName, Credential, KeyHash, Settings, SignedRequest,
-    Tenant, TenantId, Validity,
+    Accepted, AllowedModels, ApiKey, CertificateName, Credential, DEFAULT_PLAN, KeyHash, Plan,
+    PlanId, Settings, SignedRequest, Tenant, TenantId, Validity,
 };
 use tidegate::identity::api_key::{self, NewKey, Pepper};
 use tidegate::identity::certificate::CertificateNames;
@@ -62,13 +62,16 @@ pub fn settings(tenants: u32, issuers: &Issuers) -> Settings {
     .unwrap();
     let mut settings = loaded.settings;
     let pepper = Secret::new("a pepper of thirty-two bytes or more".to_owned());
-    settings.tenants = (0..tenants).map(|number| tenant(number, &pepper)).collect();
+    let plan = settings.plans[&PlanId::new(DEFAULT_PLAN)].clone();
+    settings.tenants = (0..tenants)
+        .map(|number| tenant(number, &pepper, &plan))
+        .collect();
     settings.identity.peppers.insert("p1".to_owned(), pepper);
     settings.identity.tokens = issuers.settings();
     settings
 }
 
-fn tenant(number: u32, pepper: &Secret) -> Arc<Tenant> {
+fn tenant(number: u32, pepper: &Secret, plan: &Arc<Plan>) -> Arc<Tenant> {
     let (plain, peppered) = (key(KEY, number), key(PEPPERED, number));
     let plain = ApiKey {
         hash: KeyHash::Sha256(plain.hash),
@@ -102,5 +105,7 @@ fn tenant(number: u32, pepper: &Secret) -> Arc<Tenant> {
         ],
         accept: Accepted::ALL,
         allow_from: None,
+        plan: plan.clone(),
+        group: None,
     })
 }

@@ -187,8 +187,9 @@ impl Stage {
             "logging": {"level": "info", "format": "json", "access": true},
             // Refusals are measured, so they must be judged, all from one address.
             "identity": {"failed_attempts_per_minute": 0},
+            "plans": {"unlimited": {}},
             "tenants": [{
-                "id": "bench", "models": ["*"],
+                "id": "bench", "plan": "unlimited", "models": ["*"],
                 "credentials": [{"api_key": {"id": self.key.id, "hash": hash}}],
             }],
             "upstreams": [{

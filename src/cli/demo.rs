@@ -127,8 +127,18 @@ fn configuration(stage: &Stage, hash: &str) -> io::Result<String> {
             "shutdown_grace": "5s",
         },
         "logging": {"format": "text", "level": "info"},
+        // Enough for any trying out, and few enough to see how it shrinks.
+        "plans": {"demo": {
+            "max_concurrent": 20,
+            "cost_per_day": "5 USD",
+            "text": {"requests_per_minute": 120, "requests_per_day": 10_000, "tokens_per_minute": 1_000_000},
+        }},
+        "accounting": {"prices": [
+            {"upstream": "deepseek", "model": "deepseek-flash", "cache_hit": "0.003", "cache_miss": "0.15", "output": "0.60"},
+            {"upstream": "deepseek", "model": "deepseek-v4-pro", "cache_hit": "0.022", "cache_miss": "0.66", "output": "1.98"},
+        ]},
         "tenants": [{
-            "id": "demo", "models": ["*"], "balance": true, "files": true,
+            "id": "demo", "plan": "demo", "models": ["*"], "balance": true, "files": true,
             "credentials": [{"api_key": {"id": "demo", "hash": hash}}],
         }],
         "upstreams": [{

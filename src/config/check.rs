@@ -2,12 +2,16 @@
 //! A mistake is reported and stepped over with a stand-in, so that one run finds all of them;
 //! settings come out only if there were none.
 
+mod accounting;
+mod costs;
 mod envelope;
 mod identity;
 mod listeners;
 mod models;
+mod plans;
 mod server;
 mod signing;
+mod store;
 mod tenants;
 mod upstreams;
 mod url;
@@ -48,6 +52,8 @@ pub fn check<'a>(
         upstreams,
         profile: file.profile,
     };
+    let plans = check.plans(file);
+    check.unpriced(file, &plans);
     let settings = Settings {
         profile: match file.profile {
             file::Profile::Production => Profile::Production,
@@ -59,15 +65,11 @@ pub fn check<'a>(
             attempts: file.retry.attempts,
         },
         identity: check.identity(file),
-        accounting: stand_in_accounting(),
-        queue: super::settings::Queue {
-            max_length: 0,
-            max_wait: Duration::from_secs(30),
-            keep_alive: None,
-        },
-        plans: std::iter::once((stand_in_plan().id.clone(), stand_in_plan())).collect(),
-        groups: std::collections::BTreeMap::new(),
-        tenants: check.tenants(file),
+        accounting: check.accounting(file),
+        queue: check.queue(&file.queue),
+        tenants: check.tenants(file, &plans),
+        plans: plans.all,
+        groups: plans.groups,
         upstreams: check.upstreams(file),
         models: check.models(file),
         files: check.served_by("files", file.files.as_ref(), Surface::Files, file),
@@ -268,28 +270,6 @@ impl<'a> Check<'a, '_> {
 
 /// The smallest duration there is in the file; with it as the least, 0 is refused.
 const ABOVE_ZERO: Duration = Duration::from_millis(1);
-
-fn stand_in_plan() -> Arc<super::settings::Plan> {
-    use super::settings::{CutCharge, OnDisconnect, Plan, PlanId, Priority};
-    Arc::new(Plan {
-        id: PlanId::new("default"),
-        limits: Vec::new(),
-        weight: 1,
-        priority: Priority::Normal,
-        cut: CutCharge::Estimate,
-        on_disconnect: OnDisconnect::Cancel,
-    })
-}
-
-fn stand_in_accounting() -> super::settings::Accounting {
-    super::settings::Accounting {
-        time_zone: jiff::tz::TimeZone::UTC,
-        currency: Arc::from("USD"),
-        prices: Vec::new(),
-        keep: Duration::from_secs(400 * 86_400),
-        lease_warning: Duration::from_secs(3_600),
-    }
-}
 
 fn logging(written: &file::Logging) -> Logging {
     let level = match written.level {

@@ -6,9 +6,12 @@
 //! Every default is a constant here, with its unit and its reason. A key that must be given is
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
+mod accounting;
 mod envelope;
 mod identity;
+mod plans;
 mod server;
+mod store;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -19,23 +22,33 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::networks::NetworkText;
+use super::settings::DEFAULT_PLAN;
+pub use accounting::{Accounting, Day, Peak, PeakHours, Price};
 pub use envelope::{Code, Envelope};
 pub use identity::{
     ApiKey, ClientCertificate, Credential, CredentialKind, Identity, SignedRequest, SignedRequests,
     TokenAlgorithm, TokenIssuer, TokenKeys, TokenTenant,
 };
+pub use plans::{
+    Amount, CutCharge, Group, ModelLimits, OnDisconnect, Plan, Priority, Queue, SurfaceLimits,
+    Written,
+};
 pub use server::{
     Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, STATE_DIR,
     Server, TlsFiles, TlsVersion,
 };
+pub use store::{Fail, OwnStore, Redis, SharedStore, Store};
 pub use upstream::{
-    Account, Auth, Dialect, Encoding, Endpoint, Health, Probe, Protocol, Signing, Surface,
-    Timeouts, TimestampUnit, Upstream, UpstreamTls,
+    Account, Auth, Dialect, Encoding, Endpoint, Governor, GovernorRules, Health, Probe, Protocol,
+    Signing, Surface, Timeouts, TimestampUnit, Upstream, UpstreamTls,
 };
 
 /// Attempts per request, the first included. Two: one account or endpoint may fail unseen, and a
 /// provider in trouble gets at most twice its traffic.
 pub const RETRY_ATTEMPTS: u32 = 2;
+
+/// Tokens. Half of what DeepSeek's models write to a long question; the real usage is soon known.
+pub const USUAL_OUTPUT_TOKENS: u64 = 2_048;
 
 /// The configuration of tidegate. Durations are text such as 250ms, 30s, 1h30m; sizes are text
 /// such as 64KiB, 8MiB. Everything except `server` and `logging.format` reloads without a restart.
@@ -50,6 +63,15 @@ pub struct File {
     pub logging: Logging,
     pub retry: Retry,
     pub identity: Identity,
+    pub accounting: Accounting,
+    pub queue: Queue,
+    /// How much tenants may use, by name: 1 to 64 of the characters a-z 0-9 _ -, a letter or digit
+    /// first. The plan `default` is there without being written: text 60 requests per minute and
+    /// 1000 per day, embeddings 30 and 500. If it is written, what is written holds in its place.
+    #[schemars(extend("propertyNames" = { "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$" }))]
+    pub plans: BTreeMap<String, Plan>,
+    /// Tenants that share limits.
+    pub groups: Vec<Group>,
     /// Who may use the gateway. Without tenants every request is refused.
     pub tenants: Vec<Tenant>,
     /// The providers behind the gateway.
@@ -161,6 +183,10 @@ pub struct Tenant {
     /// Networks that this tenant may call from, such as 10.0.0.0/8. Without it, all.
     #[schemars(length(min = 1))]
     pub allow_from: Option<Vec<NetworkText>>,
+    /// Name of one of `plans`: how much this tenant may use.
+    pub plan: String,
+    /// Id of one of `groups`, whose limits hold besides those of the plan. Without it, none.
+    pub group: Option<String>,
 }
 
 impl Default for Tenant {
@@ -177,6 +203,8 @@ impl Default for Tenant {
             credentials,
             accept: None,
             allow_from: None,
+            plan: DEFAULT_PLAN.to_owned(),
+            group: None,
         }
     }
 }
@@ -192,6 +220,10 @@ pub struct Model {
     /// Top-level fields that are set in each request's body, over what the client sent. Not
     /// `model`, `stream`, `messages` or `stream_options`.
     pub set: Map<String, Value>,
+    /// Completion tokens that are reserved for a request that names no maximum, until the model's
+    /// answers have shown what is usual. Without it, 2048; for an alias, that of its target.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub usual_output_tokens: Option<u64>,
 }
 
 /// One upstream model.

@@ -7,12 +7,14 @@
 //! [`diff`] tells what a reload changes, [`explain`] where a value comes from. It must not know of sockets, Pingora, or whether a gateway
 //! is running.
 
+mod calendar;
 mod check;
 pub mod diff;
 pub mod explain;
 pub mod file;
 pub mod kept;
 mod mistake;
+pub mod money;
 mod nearest;
 pub mod networks;
 mod overlay;

@@ -1,6 +1,6 @@
 //! Holds the file against its schema and reports every mistake of structure at once: unknown and
-//! missing keys, wrong types, words that are not among the allowed, durations and sizes that cannot
-//! be read, numbers out of range, references where none is understood.
+//! missing keys, wrong types, words that are not among the allowed, durations, sizes, dates and money
+//! that cannot be read, numbers out of range, references where none is understood.
 //!
 //! It reads the part of JSON Schema that our own types produce, and no more. The schema is the only
 //! source of what is allowed; this module knows no key. What stands where a secret or a hash
@@ -8,7 +8,9 @@
 
 use serde_json::Value;
 
+use super::calendar::{DATE_FORM, HOURS_FORM, parse_date, parse_hours};
 use super::mistake::{KeyPath, Report, quoted};
+use super::money::{DECIMAL_FORM, MONEY_FORM, parse_decimal, parse_decimal_number, parse_money};
 use super::nearest::hint;
 use super::networks::{NETWORK_FORM, parse_network};
 use super::position::{Content, Entry, Node};
@@ -127,6 +129,10 @@ impl<'s> Walk<'s, '_, '_> {
             Some("size") => (why_not(parse_size(text)), SIZE_FORM),
             Some("timestamp") => (why_not(parse_timestamp(text)), TIMESTAMP_FORM),
             Some("network") => (why_not(parse_network(text)), NETWORK_FORM),
+            Some("decimal") => (why_not(parse_decimal(text)), DECIMAL_FORM),
+            Some("money") => (why_not(parse_money(text)), MONEY_FORM),
+            Some("date") => (why_not(parse_date(text)), DATE_FORM),
+            Some("hours") => (why_not(parse_hours(text)), HOURS_FORM),
             _ => return self.plain_text(schema, node, text, path),
         };
         if let Some(why) = why {
@@ -155,6 +161,14 @@ impl<'s> Walk<'s, '_, '_> {
         let Content::Number(number) = &node.content else {
             return;
         };
+        if kind(schema) == Some("decimal") {
+            if let Some(why) = why_not(parse_decimal_number(number)) {
+                let found = format!("{number} {why}");
+                self.report
+                    .mistake_at(node.place, path, found, expected(DECIMAL_FORM));
+            }
+            return;
+        }
         let Some(value) = number.as_f64() else { return };
         let limit = |key| schema.get(key).and_then(Value::as_f64);
         if limit("minimum").is_some_and(|min| value < min)
@@ -275,6 +289,10 @@ fn describe(schema: &Value) -> String {
         Some("size") => return SIZE_FORM.to_owned(),
         Some("timestamp") => return TIMESTAMP_FORM.to_owned(),
         Some("network") => return NETWORK_FORM.to_owned(),
+        Some("decimal") => return DECIMAL_FORM.to_owned(),
+        Some("money") => return MONEY_FORM.to_owned(),
+        Some("date") => return DATE_FORM.to_owned(),
+        Some("hours") => return HOURS_FORM.to_owned(),
         Some("secret") => return REFERENCE_FORM.to_owned(),
         Some("hash") => return HASH_FORM.to_owned(),
         _ => {}

@@ -1,7 +1,10 @@
 //! The pipeline as a whole: what is accepted, and what a person is told otherwise.
+mod accounting;
 mod hostile;
 mod identity;
+mod plans;
 mod shipped;
+mod store;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -29,7 +32,10 @@ models:
 fn environment(name: &str) -> Option<OsString> {
     let value = match name {
         "KEY" | "DEEPSEEK_API_KEY" => "sk-one",
-        "OTHER" | "TIDEGATE_ADMIN_TOKEN" | "DEEPSEEK_SECOND_API_KEY" => "sk-two",
+        "OTHER"
+        | "TIDEGATE_ADMIN_TOKEN"
+        | "DEEPSEEK_SECOND_API_KEY"
+        | "TIDEGATE_REDIS_PASSWORD" => "sk-two",
         "LONG_ONE" => "long-0123456789abcdef0123456789abcdef",
         "TIDEGATE_PEPPER" => "pepper-0123456789abcdef0123456789abcdef",
         "BATCH_TOKEN_SECRET" => "batch-0123456789abcdef0123456789abcdef",
@@ -180,13 +186,13 @@ upstreams: [{ id: u, endpoints: [{ url: x, weight: 0 }], tls: { min_version: 1.2
     let expected = [
         "tidegate.yaml:2: server.listeners: missing; this key is required",
         "tidegate.yaml:1: models: missing; this key is required",
-        "tidegate.yaml:2: server.listners: unknown key; allowed here: threads, state_dir, listeners, admin, shutdown_grace, shutdown_pause, upstream_idle_connections, watch_configuration, watch_files, limits; did you mean \"listeners\"?",
+        "tidegate.yaml:2: server.listners: unknown key; allowed here: threads, state_dir, listeners, admin, shutdown_grace, shutdown_pause, upstream_idle_connections, watch_configuration, watch_files, store, limits; did you mean \"listeners\"?",
         "tidegate.yaml:3: server.threads: 500; expected a whole number from 1 to 256",
         "tidegate.yaml:4: server.limits.head_timeout: the number 30; expected a duration such as 250ms, 30s, 10m or 1h30m",
         "tidegate.yaml:4: server.limits.max_head: \"64Kib\" is not of that form; expected a size such as 512B, 64KiB, 8MiB or 1GiB",
         "tidegate.yaml:5: logging.level: \"warning\"; expected one of error, warn, info, debug, trace",
         "tidegate.yaml:5: logging.acces: unknown key; allowed here: level, format, access; did you mean \"access\"?",
-        "tidegate.yaml:7: tenants[0].modles: unknown key; allowed here: id, enabled, models, balance, files, credentials, accept, allow_from; did you mean \"models\"?",
+        "tidegate.yaml:7: tenants[0].modles: unknown key; allowed here: id, enabled, models, balance, files, credentials, accept, allow_from, plan, group; did you mean \"models\"?",
         "tidegate.yaml:7: tenants[0].models: missing; this key is required",
         "tidegate.yaml:10: upstreams[0].endpoints[0].weight: 0; expected a whole number from 1 to 1000",
         "tidegate.yaml:10: upstreams[0].tls.min_version: the number 1.2; text is wanted here, and without quotes this is a number: write \"1.2\"",

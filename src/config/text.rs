@@ -32,7 +32,7 @@ pub const SIZE_FORM: &str = "a size such as 512B, 64KiB, 8MiB or 1GiB";
 /// What a point in time must look like, for a person (RFC 3339).
 pub const TIMESTAMP_FORM: &str = "a point in time such as 2026-12-31T23:59:59Z";
 
-/// Why a text is no duration, size or point in time.
+/// Why a text is not what it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("has no unit")]
@@ -41,6 +41,8 @@ pub enum TextError {
     Form,
     #[error("is too large")]
     TooLarge,
+    #[error("has more digits than are kept")]
+    TooFine,
 }
 
 /// A duration as the file has it: `250ms`, `30s`, `10m`, `1h30m`.
@@ -170,6 +172,8 @@ macro_rules! written_as_text {
         }
     };
 }
+pub(super) use written_as_text;
+
 written_as_text!(
     DurationText,
     "Duration",

@@ -258,7 +258,8 @@ fn the_ceiling_of_each_account_is_respected() {
     let ceiling = json!({"deepseek-flash": 1});
     let config = Config::for_emulator(&emulator)
         .set("/upstreams/0/accounts/0/max_concurrent", ceiling.clone())
-        .set("/upstreams/0/accounts/1/max_concurrent", ceiling);
+        .set("/upstreams/0/accounts/1/max_concurrent", ceiling)
+        .set("/queue", json!({"max_length": 0}));
     let gateway = Gateway::start(config);
     let long = chat_stream("[[fault:token_delay=50ms,tokens=400]]");
     let mut first = gateway.stream("/v1/chat/completions", &long);

@@ -130,10 +130,12 @@ fn a_running_stream_survives_a_reload_that_takes_its_tenant_away() {
 #[test]
 fn counters_and_places_are_kept_over_a_reload() {
     let emulator = Emulator::quick();
-    let config = Config::for_emulator(&emulator).set(
-        "/upstreams/0/accounts/0/max_concurrent",
-        json!({"deepseek-flash": 1}),
-    );
+    let config = Config::for_emulator(&emulator)
+        .set(
+            "/upstreams/0/accounts/0/max_concurrent",
+            json!({"deepseek-flash": 1}),
+        )
+        .set("/queue", json!({"max_length": 0}));
     let gateway = Gateway::start(config);
     let mut stream = gateway.stream("/v1/chat/completions", &long_stream());
     stream.read_until("data: ");

@@ -43,9 +43,11 @@ impl Check<'_, '_> {
             }
             let mut set = self.set(written, path);
             let variants = self.variants(written, path, file);
+            let mut usual = written.usual_output_tokens;
             let variants = match self.alias(written, path, file) {
                 Some(target) => {
                     set = inherit(set, target);
+                    usual = usual.or(target.usual_output_tokens);
                     plain_variants(target)
                 }
                 None => variants,
@@ -56,7 +58,7 @@ impl Check<'_, '_> {
                     name: name.clone(),
                     variants,
                     set,
-                    usual_output_tokens: 2_048,
+                    usual_output_tokens: usual.unwrap_or(file::USUAL_OUTPUT_TOKENS),
                 }),
             );
         }

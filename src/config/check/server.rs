@@ -54,7 +54,7 @@ impl Check<'_, '_> {
                 Duration::ZERO,
                 path.key("watch_files"),
             ),
-            store: crate::config::settings::Store::Local,
+            store: self.store(&written.store, path.key("store")),
             limits: self.limits(&written.limits, path.key("limits")),
         }
     }
@@ -148,9 +148,9 @@ impl Check<'_, '_> {
             requests_per_connection: written.requests_per_connection,
             max_connections: written.max_connections,
             max_connections_per_ip: written.max_connections_per_ip,
-            max_requests: 20_000,
+            max_requests: written.max_requests,
             max_requests_per_ip: 5_000,
-            max_requests_per_second_per_ip: 0,
+            max_requests_per_second_per_ip: written.max_requests_per_second_per_ip,
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Check;
 use super::identity::SeenCredentials;
+use super::plans::Plans;
 use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::nearest::hint;
@@ -18,7 +19,7 @@ struct Seen<'f> {
 }
 
 impl Check<'_, '_> {
-    pub(super) fn tenants(&mut self, file: &File) -> Vec<Arc<Tenant>> {
+    pub(super) fn tenants(&mut self, file: &File, plans: &Plans) -> Vec<Arc<Tenant>> {
         let path = KeyPath::Root.key("tenants");
         if file.tenants.is_empty() {
             self.report.warning(
@@ -31,7 +32,7 @@ impl Check<'_, '_> {
         let tenants = file.tenants.iter().enumerate();
         tenants
             .map(|(index, tenant)| {
-                Arc::new(self.tenant(tenant, file, &mut seen, path.index(index)))
+                Arc::new(self.tenant(tenant, file, plans, &mut seen, path.index(index)))
             })
             .collect()
     }
@@ -40,6 +41,7 @@ impl Check<'_, '_> {
         &mut self,
         written: &'f file::Tenant,
         file: &File,
+        plans: &Plans,
         seen: &mut Seen<'f>,
         path: KeyPath<'_>,
     ) -> Tenant {
@@ -73,8 +75,11 @@ impl Check<'_, '_> {
             credentials,
             accept: self.accepted(written.accept.as_ref(), path.key("accept")),
             allow_from: allow_from.map(|networks| networks.iter().map(|text| text.0).collect()),
-            plan: super::stand_in_plan(),
-            group: None,
+            plan: self.known_plan(&written.plan, plans, path.key("plan")),
+            group: written
+                .group
+                .as_ref()
+                .and_then(|group| self.known_group(group, plans, path.key("group"))),
         }
     }
 

@@ -14,7 +14,7 @@ use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, File, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::settings::{
-    Account, AccountId, Dialect, Endpoint, Health, TlsFiles, Upstream, UpstreamId,
+    Account, AccountId, Dialect, Endpoint, Governor, Health, TlsFiles, Upstream, UpstreamId,
     UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
 };
 
@@ -122,7 +122,7 @@ impl Check<'_, '_> {
             health: self.health(written, path.key("health")),
             surfaces: self.surfaces(written, path.key("surfaces")),
             envelope: self.envelope(written, path.key("envelope")),
-            governor: None,
+            governor: self.governor(written.governor.as_ref(), path.key("governor")),
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }
@@ -250,6 +250,25 @@ impl Check<'_, '_> {
         })
     }
 
+    fn governor(
+        &mut self,
+        written: Option<&file::Governor>,
+        path: KeyPath<'_>,
+    ) -> Option<Governor> {
+        let standard = file::GovernorRules::default();
+        let written = match written? {
+            file::Governor::Switch(false) => return None,
+            file::Governor::Switch(true) => &standard,
+            file::Governor::Rules(rules) => rules,
+        };
+        Some(Governor {
+            floor: written.floor,
+            decrease_percent: written.decrease_percent,
+            recovery: self.duration(written.recovery, LEAST_INTERVAL, path.key("recovery")),
+            slow_factor: written.slow_factor,
+        })
+    }
+
     fn surfaces(&mut self, written: &file::Upstream, path: KeyPath<'_>) -> Vec<String> {
         let surfaces: Vec<&str> = surfaces(written).into_iter().map(surface_name).collect();
         if surfaces.is_empty() {
@@ -305,6 +324,7 @@ impl Check<'_, '_> {
             endpoints.push(Endpoint {
                 priority: written.priority,
                 weight: written.weight,
+                max_concurrent: written.max_concurrent,
                 ..endpoint
             });
         }

@@ -63,7 +63,8 @@ pub fn parse(text: &str) -> Result<Endpoint, UrlError> {
     })
 }
 
-fn host_and_port(authority: &str) -> Result<(&str, Option<u16>), UrlError> {
+/// The host, without brackets, and the port if there is one.
+pub fn host_and_port(authority: &str) -> Result<(&str, Option<u16>), UrlError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(inner) => {
             let (address, after) = inner.split_once(']').ok_or(UrlError::Host)?;

@@ -1,14 +1,15 @@
 //! Settings as a flat list of named things with facts, which is the form that can be compared.
 
 mod callers;
+mod providers;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Account, Admin, Endpoint, Envelope, Health, Limits, Logging, Model, Retry, Server, Settings,
-    TlsFiles, TlsVersion, Upstream, UpstreamAuth, UpstreamId, UpstreamTimeouts, UpstreamTls,
+    Admin, Limits, Logging, Retry, Server, Settings, TlsFiles, TlsVersion, UpstreamId,
 };
 use crate::config::text::{format_duration, format_size};
 
@@ -74,10 +75,10 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         models,
         files,
         balance,
-        accounting: _,
-        queue: _,
-        plans: _,
-        groups: _,
+        accounting,
+        queue,
+        plans,
+        groups,
     } = settings;
     let mut things = Things(BTreeMap::new());
     things.server(server);
@@ -102,6 +103,10 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         vec![("attempts", text(attempts))],
     );
     things.identity(identity);
+    things.accounting(accounting);
+    things.queue(queue);
+    plans.values().for_each(|plan| things.plan(plan));
+    groups.values().for_each(|group| things.group(group));
     tenants.iter().for_each(|tenant| things.tenant(tenant));
     upstreams
         .iter()
@@ -150,7 +155,7 @@ impl<'a> Things<'a> {
             upstream_idle_connections,
             watch_configuration,
             watch_files,
-            store: _,
+            store,
             limits,
         } = server;
         let facts = vec![
@@ -172,6 +177,7 @@ impl<'a> Things<'a> {
             Restart::EachKey("server.limits"),
             limit_facts(limits),
         );
+        self.store(store);
         listeners
             .iter()
             .for_each(|listener| self.listener(listener));
@@ -182,128 +188,6 @@ impl<'a> Things<'a> {
             ];
             self.add("admin", None, Restart::EachKey("server.admin"), facts);
         }
-    }
-
-    fn upstream(&mut self, upstream: &'a Upstream) {
-        let Upstream {
-            id,
-            dialect,
-            auth,
-            protocol,
-            tls:
-                UpstreamTls {
-                    ca,
-                    server_name,
-                    min_version,
-                    client,
-                    pins,
-                    unverified,
-                },
-            timeouts,
-            idle_timeout,
-            dns_refresh,
-            health,
-            surfaces,
-            envelope,
-            governor: _,
-            endpoints,
-            accounts,
-        } = upstream;
-        let name = format!("upstream {id}");
-        let mut facts = vec![
-            ("dialect", text(format!("{dialect:?}").to_lowercase())),
-            ("auth", text(auth_text(auth))),
-            ("protocol", text(format!("{protocol:?}").to_lowercase())),
-            ("tls.ca", ca.as_deref().map_or_else(none, path)),
-            ("tls.server_name", optional(server_name.as_deref())),
-            ("tls.min_version", optional(min_version.map(version))),
-            (
-                "tls.client_certificate",
-                client
-                    .as_ref()
-                    .map_or_else(none, |files| text(tls_files(files))),
-            ),
-            (
-                "tls.pins",
-                Fact::Set(pins.iter().map(hex::encode).collect()),
-            ),
-            ("tls.verify", text(!unverified)),
-            ("idle_timeout", text(format_duration(*idle_timeout))),
-            ("dns_refresh", text(format_duration(*dns_refresh))),
-            ("health", health.as_ref().map_or_else(none, health_fact)),
-            ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
-        ];
-        facts.extend(timeout_facts(timeouts));
-        facts.extend(envelope_facts(envelope.as_ref()));
-        self.endpoints(endpoints, &name);
-        self.accounts(accounts, &name);
-        self.add(name, None, Restart::Never, facts);
-    }
-
-    fn endpoints(&mut self, endpoints: &[Endpoint], name: &str) {
-        for endpoint in endpoints {
-            // The other fields are read from the URL.
-            let Endpoint {
-                url,
-                tls: _,
-                host: _,
-                port: _,
-                base_path: _,
-                priority,
-                weight,
-                max_concurrent: _,
-            } = endpoint;
-            let facts = vec![("priority", text(priority)), ("weight", text(weight))];
-            self.add(
-                format!("{name} endpoint {url}"),
-                Some(name),
-                Restart::Never,
-                facts,
-            );
-        }
-    }
-
-    fn accounts(&mut self, accounts: &'a [Account], name: &str) {
-        for Account {
-            id,
-            api_key,
-            key_id,
-            max_concurrent,
-        } in accounts
-        {
-            let limits = max_concurrent
-                .iter()
-                .map(|(model, limit)| format!("{model}={limit}"));
-            let facts = vec![
-                ("key", Fact::Secret(api_key.as_ref())),
-                ("key_id", text(key_id)),
-                ("max_concurrent", Fact::Set(limits.collect())),
-            ];
-            self.add(
-                format!("{name} account {id}"),
-                Some(name),
-                Restart::Never,
-                facts,
-            );
-        }
-    }
-
-    fn model(&mut self, model: &Model) {
-        let Model {
-            name,
-            variants,
-            set,
-            usual_output_tokens: _,
-        } = model;
-        let variants = variants
-            .iter()
-            .map(|variant| format!("{}/{}", variant.upstream, variant.model));
-        let set = set.iter().map(|(field, value)| format!("{field}={value}"));
-        let facts = vec![
-            ("variants", Fact::Set(variants.collect())),
-            ("set", Fact::Set(set.collect())),
-        ];
-        self.add(format!("model {name}"), None, Restart::Never, facts);
     }
 }
 
@@ -323,9 +207,9 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         requests_per_connection,
         max_connections,
         max_connections_per_ip,
-        max_requests: _,
+        max_requests,
         max_requests_per_ip: _,
-        max_requests_per_second_per_ip: _,
+        max_requests_per_second_per_ip,
     } = limits;
     let size = |bytes: &usize| text(format_size(*bytes as u64));
     vec![
@@ -346,74 +230,12 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         ("requests_per_connection", text(requests_per_connection)),
         ("max_connections", text(max_connections)),
         ("max_connections_per_ip", text(max_connections_per_ip)),
-    ]
-}
-
-/// Both facts are there for every dialect, so that a change of dialect compares like with like.
-fn envelope_facts(envelope: Option<&Envelope>) -> [(&'static str, Fact<'static>); 2] {
-    let (success, statuses) = match envelope {
-        None => Default::default(),
-        Some(Envelope { success, statuses }) => {
-            let status = |(code, status): (&String, &u16)| format!("{code}={status}");
-            (
-                success.iter().cloned().collect(),
-                statuses.iter().map(status).collect(),
-            )
-        }
-    };
-    [
-        ("envelope.success", Fact::Set(success)),
-        ("envelope.statuses", Fact::Set(statuses)),
-    ]
-}
-
-fn timeout_facts(timeouts: &UpstreamTimeouts) -> Vec<(&'static str, Fact<'static>)> {
-    let UpstreamTimeouts {
-        connect,
-        connect_total,
-        read,
-        write,
-        first_content,
-        total,
-    } = timeouts;
-    vec![
-        ("timeouts.connect", text(format_duration(*connect))),
+        ("max_requests", text(max_requests)),
         (
-            "timeouts.connect_total",
-            text(format_duration(*connect_total)),
+            "max_requests_per_second_per_ip",
+            text(max_requests_per_second_per_ip),
         ),
-        ("timeouts.read", text(format_duration(*read))),
-        ("timeouts.write", text(format_duration(*write))),
-        (
-            "timeouts.first_content",
-            text(format_duration(*first_content)),
-        ),
-        ("timeouts.total", text(format_duration(*total))),
     ]
-}
-
-fn health_fact(health: &Health) -> Fact<'static> {
-    let Health {
-        interval,
-        timeout,
-        healthy_after,
-        unhealthy_after,
-        path,
-        authenticated,
-    } = health;
-    let key = if *authenticated { " with key" } else { "" };
-    text(format!(
-        "{path}{key} every {} within {}, up after {healthy_after}, down after {unhealthy_after}",
-        format_duration(*interval),
-        format_duration(*timeout),
-    ))
-}
-
-fn auth_text(auth: &UpstreamAuth) -> String {
-    match auth {
-        UpstreamAuth::Key { header, scheme } => format!("key in {header} {scheme:?}"),
-        UpstreamAuth::Signing(signing) => format!("{signing:?}"),
-    }
 }
 
 pub(super) fn tls_files(files: &TlsFiles) -> String {

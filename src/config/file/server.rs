@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Required;
 use super::identity::CredentialKind;
+use super::store::{OwnStore, Store};
 use crate::config::networks::NetworkText;
 use crate::config::secret::SecretText;
 use crate::config::text::{DurationText, SizeText};
@@ -54,6 +55,10 @@ pub const REQUESTS_PER_CONNECTION: u32 = 1_000;
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// One address is one service here, or one proxy in front; both stay below.
 pub const MAX_CONNECTIONS_PER_IP: usize = 256;
+/// Twice the connections: an HTTP/2 connection carries many, and past it memory is the next to go.
+pub const MAX_REQUESTS: usize = 20_000;
+/// No limit: many services call from behind one address, and only the operator knows how many.
+pub const MAX_REQUESTS_PER_SECOND_PER_IP: u32 = 0;
 
 const fn seconds(count: u64) -> DurationText {
     DurationText(Duration::from_secs(count))
@@ -91,6 +96,8 @@ pub struct Server {
     /// How often certificates, keys, authorities and revocation lists of listeners are looked at,
     /// and taken over if they changed; 0s: on reload only.
     pub watch_files: DurationText,
+    /// Where the counts of limits are kept: `local`, or a map with `redis`.
+    pub store: Store,
     pub limits: Limits,
 }
 
@@ -106,6 +113,7 @@ impl Default for Server {
             upstream_idle_connections: UPSTREAM_IDLE_CONNECTIONS,
             watch_configuration: WATCH_CONFIGURATION,
             watch_files: WATCH_FILES,
+            store: Store::Own(OwnStore::Local),
             limits: Limits::default(),
         }
     }
@@ -269,6 +277,13 @@ pub struct Limits {
     /// Connections from one IP address.
     #[schemars(range(min = 1, max = 1000000))]
     pub max_connections_per_ip: usize,
+    /// Requests in flight in the whole process. Beyond: 503.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_requests: usize,
+    /// Requests that one client address may begin in a second, before anybody looks whose they are.
+    /// 0: no limit. Beyond: 429.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_requests_per_second_per_ip: u32,
 }
 
 impl Default for Limits {
@@ -288,6 +303,8 @@ impl Default for Limits {
             requests_per_connection: REQUESTS_PER_CONNECTION,
             max_connections: MAX_CONNECTIONS,
             max_connections_per_ip: MAX_CONNECTIONS_PER_IP,
+            max_requests: MAX_REQUESTS,
+            max_requests_per_second_per_ip: MAX_REQUESTS_PER_SECOND_PER_IP,
         }
     }
 }

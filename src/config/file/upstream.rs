@@ -47,6 +47,15 @@ pub const HEALTHY_AFTER: u32 = 1;
 pub const UNHEALTHY_AFTER: u32 = 3;
 /// All endpoints alike.
 pub const WEIGHT: u32 = 1;
+/// Fewer places would tell too little of what the account can bear.
+pub const GOVERNOR_FLOOR: u32 = 4;
+/// Percent, between a half, which empties the account for one odd answer, and a tenth, which
+/// draws a row of 429s.
+pub const GOVERNOR_DECREASE: u32 = 30;
+/// From one place to the next: a hundred places come back in under two minutes.
+pub const GOVERNOR_RECOVERY: DurationText = seconds(1);
+/// Times the usual time to first content. Long prompts alone take two or three times as long.
+pub const GOVERNOR_SLOW_FACTOR: u32 = 4;
 
 const fn seconds(count: u64) -> DurationText {
     DurationText(Duration::from_secs(count))
@@ -78,6 +87,8 @@ pub struct Upstream {
     /// balance; for `openai` and `enveloped` chat, completions, embeddings, responses and messages.
     pub surfaces: Option<Vec<Surface>>,
     pub envelope: Envelope,
+    /// Learning of ceilings below the accounts' `max_concurrent`. `false` or null: none.
+    pub governor: Option<Governor>,
     /// Its addresses.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<Endpoint>,
@@ -100,6 +111,7 @@ impl Default for Upstream {
             health: Some(Health::Probe(Probe::default())),
             surfaces: None,
             envelope: Envelope::default(),
+            governor: Some(Governor::Rules(GovernorRules::default())),
             endpoints: Vec::new(),
             accounts: Vec::new(),
         }
@@ -312,6 +324,43 @@ impl Default for Probe {
     }
 }
 
+/// How the ceiling of an account's model is learned, or whether it is.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Governor {
+    Switch(bool),
+    Rules(GovernorRules),
+}
+
+/// Places are taken away when the provider refuses (429) or becomes slow, and given back one by
+/// one while it does not.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GovernorRules {
+    /// Places that are always left, if the configured ceiling has as many.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub floor: u32,
+    /// Taken off at a 429, or when first content has become slow.
+    #[schemars(range(min = 1, max = 90))]
+    pub decrease_percent: u32,
+    /// From one place given back to the next; at least 100ms.
+    pub recovery: DurationText,
+    /// First content that takes this many times its usual time is slow.
+    #[schemars(range(min = 2, max = 1000))]
+    pub slow_factor: u32,
+}
+
+impl Default for GovernorRules {
+    fn default() -> Self {
+        Self {
+            floor: GOVERNOR_FLOOR,
+            decrease_percent: GOVERNOR_DECREASE,
+            recovery: GOVERNOR_RECOVERY,
+            slow_factor: GOVERNOR_SLOW_FACTOR,
+        }
+    }
+}
+
 /// One base URL of an upstream.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -326,6 +375,9 @@ pub struct Endpoint {
     /// Share among endpoints of the same priority.
     #[schemars(range(min = 1, max = 1000))]
     pub weight: u32,
+    /// Requests at one time, over all accounts. Without it, no limit.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_concurrent: Option<u32>,
 }
 
 impl Default for Endpoint {
@@ -334,6 +386,7 @@ impl Default for Endpoint {
             url: String::new(),
             priority: 0,
             weight: WEIGHT,
+            max_concurrent: None,
         }
     }
 }

@@ -18,7 +18,8 @@ pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests";
 ///
 /// Tenants: `acme` may do everything; `limited` may use `deepseek-flash` and neither files nor
 /// balance; `closed` is disabled. Their keys are [`key`]`("acme")` and so on. One upstream
-/// `deepseek` with the emulator's accounts. Listeners and the admin listener get their addresses
+/// `deepseek` with the emulator's accounts. All of them have the plan `unlimited`, and so has whoever
+/// names none. Listeners and the admin listener get their addresses
 /// when the gateway starts.
 #[derive(Clone)]
 pub struct Config {
@@ -44,7 +45,10 @@ fn credential(id: &str) -> Value {
 
 /// A tenant `id` that may use every model and shows [`key`]`(id)`.
 pub fn tenant(id: &str) -> Value {
-    json!({"id": id, "models": ["*"], "balance": true, "files": true, "credentials": [credential(id)]})
+    json!({
+        "id": id, "plan": "unlimited", "models": ["*"], "balance": true, "files": true,
+        "credentials": [credential(id)],
+    })
 }
 
 fn step_into<'a>(value: &'a mut Value, step: &str) -> &'a mut Value {
@@ -77,11 +81,12 @@ impl Config {
             slots.push(json!({"id": name, "api_key": format!("${{file:{name}.key}}")}));
         }
         let limited = json!({
-            "id": "limited", "models": ["deepseek-flash"],
+            "id": "limited", "plan": "unlimited", "models": ["deepseek-flash"],
             "credentials": [credential("limited")],
         });
         let closed = json!({
-            "id": "closed", "enabled": false, "models": ["*"], "credentials": [credential("closed")],
+            "id": "closed", "plan": "unlimited", "enabled": false, "models": ["*"],
+            "credentials": [credential("closed")],
         });
         let value = json!({
             "server": {
@@ -91,6 +96,7 @@ impl Config {
                 "admin": {"token": "${file:admin.token}"},
                 "shutdown_grace": "10s",
             },
+            "plans": {"unlimited": {}, "default": {}},
             "tenants": [tenant("acme"), limited, closed],
             "upstreams": [{"id": "deepseek", "endpoints": endpoints, "accounts": slots}],
             "models": {

@@ -155,8 +155,8 @@ impl<'a> Things<'a> {
             credentials,
             accept,
             allow_from,
-            plan: _,
-            group: _,
+            plan,
+            group,
         } = tenant;
         let name = format!("tenant {id}");
         let models = match models {
@@ -169,6 +169,11 @@ impl<'a> Things<'a> {
             ("balance", text(balance)),
             ("files", text(files)),
             ("accept", accepted(*accept)),
+            ("plan", text(&plan.id)),
+            (
+                "group",
+                group.as_ref().map_or_else(none, |group| text(&group.id)),
+            ),
             (
                 "allow_from",
                 allow_from
