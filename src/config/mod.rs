@@ -4,9 +4,11 @@
 //! every value, [`overlay`] lays an environment over its base, [`shape`] holds it against the schema
 //! of [`file`], [`check`] applies the rules and builds [`settings`], which is all that the rest of
 //! the crate sees. [`mistake`] collects what is wrong on the way; [`secret`] follows references;
-//! [`diff`] tells what a reload changes, [`explain`] where a value comes from. It must not know of sockets, Pingora, or whether a gateway
+//! [`diff`] tells what a reload changes, [`explain`] where a value comes from, [`admin`] where
+//! operators reach the gateway it is for. It must not know of sockets, Pingora, or whether a gateway
 //! is running.
 
+pub mod admin;
 mod calendar;
 mod check;
 pub mod diff;
@@ -15,7 +17,7 @@ pub mod file;
 pub mod kept;
 mod mistake;
 pub mod money;
-mod nearest;
+pub mod nearest;
 pub mod networks;
 mod overlay;
 mod position;

@@ -181,7 +181,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
                 taken: whole || seen.first_content || ctx.client_gone,
                 whole,
                 usage: seen.usage.filter(|_| last_word),
-                prompt: seen.usage.map(|usage| usage.prompt),
+                prompt: seen.usage.map(|usage| usage.prompt).filter(is_reachable),
                 seen: seen.content_events,
             }
         }
@@ -203,5 +203,9 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
 
 /// Nobody pays for a number that no model can reach.
 fn is_sensible(usage: Usage) -> bool {
-    usage.prompt <= MOST_TOKENS && usage.completion <= MOST_TOKENS
+    is_reachable(&usage.prompt) && is_reachable(&usage.completion)
+}
+
+fn is_reachable(tokens: &u64) -> bool {
+    *tokens <= MOST_TOKENS
 }
