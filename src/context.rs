@@ -12,7 +12,6 @@ use http::{HeaderValue, Version};
 use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
 
-use crate::admission::amounts::Amounts;
 use crate::admission::reservation::Reservation;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
@@ -98,11 +97,12 @@ pub struct Expected {
 pub struct Admitted {
     /// `None` once it is settled.
     pub reservation: Option<Reservation>,
-    pub reserved: Amounts,
     /// How the limits stood after it.
     pub shown: RateLimits,
     /// When; prices are those of this moment.
     pub at: Timestamp,
+    /// Keeps the request in the gauge that leases are held against.
+    pub counted: Shown,
 }
 
 /// What goes upstream as the body.

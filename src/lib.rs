@@ -10,6 +10,7 @@
 //! - [`routing`] turns a model name into what serves it;
 //! - [`upstream`] knows accounts and endpoints, their load and their health;
 //! - [`relay`] watches the answer pass;
+//! - [`ledger`] knows what it cost and adds it up; [`database`] keeps that, and counts, on disk;
 //! - [`telemetry`] and [`admin`] show what goes on;
 //! - [`config`] is what the operator said, [`snapshot`] the same made ready for requests; [`fetch`]
 //!   brings what is kept elsewhere;
@@ -29,6 +30,7 @@ pub mod admission;
 pub mod cli;
 pub mod config;
 pub mod context;
+pub mod database;
 pub mod downstream;
 pub mod emulator;
 pub mod fetch;

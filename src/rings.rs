@@ -11,6 +11,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("emulator", &[]),
     ("fetch", &[]),
     ("relay", &["json"]),
+    ("ledger", &["config", "relay"]),
+    ("database", &["ledger"]),
     ("request", &["config", "json"]),
     ("identity", &["config", "request"]),
     ("upstream", &["config", "relay"]),
@@ -85,6 +87,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "admin",
             "admission",
             "config",
+            "database",
             "downstream",
             "fetch",
             "gateway",
@@ -101,6 +104,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "admission",
             "config",
+            "database",
             "emulator",
             "identity",
             "ledger",
@@ -114,7 +118,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Decisions: plain data in, a verdict out.
 const PURE: &[&str] = &[
-    "admission",
+    "admission/allowance.rs",
+    "admission/amounts.rs",
+    "admission/book.rs",
+    "admission/clock.rs",
+    "admission/counter.rs",
+    "admission/estimate.rs",
+    "admission/reservation.rs",
+    "admission/subject.rs",
     "json.rs",
     "ledger",
     "request/edit.rs",
@@ -123,6 +134,7 @@ const PURE: &[&str] = &[
     "request/scan.rs",
     "request/surface.rs",
     "identity",
+    "ledger",
     "relay",
     "routing",
     "config",

@@ -14,7 +14,8 @@ use arc_swap::ArcSwap;
 use crate::admission::allowance::Allowance;
 use crate::admission::book::Book;
 use crate::admission::clock::Calendar;
-use crate::config::settings::{Settings, TenantId, UpstreamId};
+use crate::admission::subject::SubjectName;
+use crate::config::settings::{GroupId, Limit, LimitKey, Plan, Settings, TenantId, UpstreamId};
 use crate::identity::directory::Directory;
 use crate::identity::issuer::IssuerError;
 use crate::identity::standing::Standing;
@@ -135,6 +136,19 @@ impl Snapshot {
     /// What a tenant of this configuration may use.
     pub fn allowance(&self, tenant: &TenantId) -> Option<&Allowance> {
         self.allowances.get(tenant)
+    }
+
+    /// The limit of this key, if a tenant or group of this name has it.
+    pub fn limit(&self, subject: &SubjectName, key: &LimitKey) -> Option<&Limit> {
+        let find = |plan: &'_ Arc<Plan>| plan.limits.iter().position(|limit| limit.key == *key);
+        let plan = match subject.0.split_once('/')? {
+            ("tenant", id) => {
+                let mut tenants = self.settings.tenants.iter();
+                &tenants.find(|tenant| tenant.id.as_str() == id)?.plan
+            }
+            (_, id) => &self.settings.groups.get(&GroupId::new(id))?.plan,
+        };
+        plan.limits.get(find(plan)?)
     }
 
     /// Every upstream model that anything leads to, once, in no order.

@@ -1,7 +1,7 @@
 //! All counts of the process, by whose they are. Outlives reloads; what of it outlives the process
 //! is read and written through here, by whoever keeps it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,7 +51,13 @@ impl Book {
     /// The subject of this name, made if it is new.
     pub fn subject(&self, name: SubjectName) -> Arc<Subject> {
         let mut subjects = self.subjects.lock();
-        let make = || Arc::new(Subject::new(name.clone()));
+        let make = || {
+            let subject = Subject::new(name.clone());
+            if self.is_handed_over() {
+                subject.hand_over();
+            }
+            Arc::new(subject)
+        };
         subjects.entry(name.clone()).or_insert_with(make).clone()
     }
 
@@ -173,6 +179,37 @@ impl Book {
             }
         };
         subject.change().hear(process, limit, told, now);
+    }
+
+    /// The processes that hold something beside this one, each once.
+    pub fn holders(&self) -> Vec<Arc<str>> {
+        let mut holders = BTreeSet::new();
+        for subject in self.all() {
+            holders.extend(subject.look().holders().cloned());
+        }
+        holders.into_iter().collect()
+    }
+
+    /// What was taken by [`Book::told`] could not be told; `most` of it is kept for the next time.
+    pub fn tell_again(&self, told: Vec<(SubjectName, Told)>, most: usize) {
+        for (subject, told) in told.into_iter().take(most) {
+            self.subject(subject).tell_again(told);
+        }
+    }
+
+    /// What another process still holds, to be written down again after it settled some of it.
+    pub fn held_by(&self, process: &str) -> Vec<Holding> {
+        let subjects = self.all().into_iter();
+        let holdings = subjects.flat_map(|subject| {
+            let holding = |(key, held)| Holding {
+                subject: subject.name.clone(),
+                key,
+                held,
+            };
+            let held = subject.look().held_by(process);
+            held.into_iter().map(holding).collect::<Vec<_>>()
+        });
+        holdings.collect()
     }
 
     /// A process is gone; how much it still held.

@@ -37,6 +37,15 @@ impl Ask<'_> {
     }
 }
 
+/// Why nothing was reserved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// A limit has no room.
+    Denied(Box<Denied>),
+    /// Another process counts now.
+    HandedOver,
+}
+
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denied {
@@ -86,7 +95,7 @@ pub fn reserve(
     allowance: &Allowance,
     ask: &Ask<'_>,
     now: &Now,
-) -> (Result<Reservation, Box<Denied>>, Shadowed) {
+) -> (Result<Reservation, Refused>, Shadowed) {
     let mut shadowed = Shadowed::new();
     let mut denied: Option<Denied> = None;
     let mut held = Vec::with_capacity(8);
@@ -95,6 +104,9 @@ pub fn reserve(
     let mut locked: Vec<_> = Vec::with_capacity(2);
     for side in &allowance.sides {
         locked.push((side, side.subject.look()));
+    }
+    if locked.iter().any(|(_, counts)| counts.is_handed_over()) {
+        return (Err(Refused::HandedOver), shadowed);
     }
     for (number, (side, counts)) in locked.iter_mut().enumerate() {
         for rule in side.rules(ask.surface, ask.model) {
@@ -119,7 +131,7 @@ pub fn reserve(
         }
     }
     if let Some(denied) = denied {
-        return (Err(Box::new(denied)), shadowed);
+        return (Err(Refused::Denied(Box::new(denied))), shadowed);
     }
     let live = Live {
         request: ask.request,

@@ -135,6 +135,13 @@ impl Subject {
         own.filter(|(_, held)| *held > 0).collect()
     }
 
+    /// What was taken by [`Subject::told`] could not be told.
+    pub fn tell_again(&self, told: Told) {
+        if let Some(waiting) = &mut self.counts.lock().told {
+            waiting.push(told);
+        }
+    }
+
     /// What changed since the last time, for the process that counts now.
     pub fn told(&self) -> Vec<Told> {
         let mut counts = self.counts.lock();
@@ -225,6 +232,27 @@ impl Counts {
             }
         }
         gone.iter().map(|part| part.held).sum()
+    }
+
+    /// Does another process count now?
+    pub fn is_handed_over(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// The processes that hold something here beside this one.
+    pub fn holders(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.elsewhere.iter().map(|part| &part.process)
+    }
+
+    /// What another process holds here, by counter.
+    pub fn held_by(&self, process: &str) -> Vec<(LimitKey, u64)> {
+        let parts = self.elsewhere.iter();
+        let parts = parts.filter(|part| &*part.process == process);
+        let held = parts.filter_map(|part| {
+            let (key, _) = self.counters.get(part.place)?;
+            Some((key.clone(), part.held))
+        });
+        held.collect()
     }
 
     /// Notes a request as under way; its number is for [`Counts::leave`].

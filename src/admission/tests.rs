@@ -12,7 +12,7 @@ use super::amounts::Amounts;
 use super::book::Book;
 use super::clock::{Calendar, Now};
 use super::counter::Full;
-use super::reservation::{Ask, Denied, Reservation, reserve};
+use super::reservation::{Ask, Denied, Refused, Reservation, reserve};
 use crate::config::settings::{
     Accepted, AllowedModels, CutCharge, Group, GroupId, Limit, LimitKey, OnDisconnect, Plan,
     PlanId, Priority, Quantity, Surfaces, Tenant, TenantId, Window,
@@ -91,7 +91,12 @@ fn ask(prompt: u64, completion: u64) -> Ask<'static> {
 }
 
 fn admit(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation, Box<Denied>> {
-    reserve(allowance, ask, now).0
+    reserve(allowance, ask, now)
+        .0
+        .map_err(|refused| match refused {
+            Refused::Denied(denied) => denied,
+            Refused::HandedOver => panic!("nobody has handed over"),
+        })
 }
 
 #[test]
@@ -289,6 +294,8 @@ fn what_another_process_holds_takes_room_until_it_settles_or_dies() {
         new.hold_for(&process, &holding);
     }
     assert!(old.is_handed_over());
+    let refused = reserve(&before, &ask(1, 1), &at(1)).0;
+    assert_eq!(refused.err(), Some(Refused::HandedOver));
     let after = Allowance::new(&who, &new);
     assert!(admit(&after, &ask(1, 1), &at(1)).is_err());
     one.settle(

@@ -7,6 +7,7 @@ mod key;
 mod limits;
 mod run;
 mod sources;
+mod usage;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -46,7 +47,8 @@ impl From<Exit> for ExitCode {
         tidegate key new --tenant search         make a key for a tenant\n  \
         tidegate check -c tidegate.yaml          find every mistake in a configuration\n  \
         tidegate run -c tidegate.yaml            serve\n  \
-        tidegate limits show search              what a tenant has used of its limits\n\n\
+        tidegate limits show search              what a tenant has used of its limits\n  \
+        tidegate usage -c tidegate.yaml          who used how much this month\n\n\
         Exit codes:\n  \
         0  done\n  \
         1  failed while running (a port is taken, a file cannot be read, no gateway answers)\n  \
@@ -82,6 +84,8 @@ enum Verb {
         #[command(subcommand)]
         verb: limits::Verb,
     },
+    /// Report who used how much, and what it cost
+    Usage(usage::Options),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
 }
@@ -108,6 +112,7 @@ pub fn main() -> ExitCode {
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),
         Verb::Limits { verb } => limits::limits(verb),
+        Verb::Usage(options) => usage::usage(&options),
         Verb::Schema => print(&(config::schema::text() + "\n")),
     };
     exit.into()

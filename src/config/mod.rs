@@ -4,9 +4,9 @@
 //! every value, [`overlay`] lays an environment over its base, [`shape`] holds it against the schema
 //! of [`file`], [`check`] applies the rules and builds [`settings`], which is all that the rest of
 //! the crate sees. [`mistake`] collects what is wrong on the way; [`secret`] follows references;
-//! [`diff`] tells what a reload changes, [`explain`] where a value comes from, [`admin`] where
-//! operators reach the gateway it is for. It must not know of sockets, Pingora, or whether a gateway
-//! is running.
+//! [`diff`] tells what a reload changes, [`explain`] where a value comes from, [`whereabouts`] where
+//! state is kept, [`admin`] where operators reach the gateway. It must not know of sockets, Pingora,
+//! or whether a gateway is running.
 
 pub mod admin;
 mod calendar;
@@ -29,6 +29,7 @@ mod shape;
 mod source;
 pub mod text;
 mod way;
+pub mod whereabouts;
 
 use std::path::PathBuf;
 

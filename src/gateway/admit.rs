@@ -10,7 +10,7 @@ use crate::admission::allowance::bit;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::counter::{Full, Standing};
 use crate::admission::estimate;
-use crate::admission::reservation::{Ask, Denied, Shown, reserve};
+use crate::admission::reservation::{Ask, Denied, Refused, Shown, reserve};
 use crate::config::money::format_money;
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
 use crate::context::{Admitted, Context, Expected, Routed};
@@ -60,9 +60,6 @@ impl Gateway {
         let at = Timestamp::now();
         let surface = routed.surface.name();
         let (amounts, least) = amounts(&snapshot, routed, at);
-        if self.counting.book.is_handed_over() {
-            return Err(handed_over());
-        }
         let Some(allowance) = snapshot.allowance(&routed.identity.tenant.id) else {
             return Err(Refusal::new(Code::Internal, "The tenant is not known."));
         };
@@ -78,14 +75,17 @@ impl Gateway {
         for (subject, key) in shadowed {
             self.metrics.would_refuse(&subject.0, &key);
         }
-        let reservation = reservation.map_err(|denied| {
-            self.metrics.limit_refused(&denied.subject.0, &denied.key);
-            refusal(&denied, at, &snapshot.settings.accounting.currency)
+        let reservation = reservation.map_err(|refused| match refused {
+            Refused::Denied(denied) => {
+                self.metrics.limit_refused(&denied.subject.0, &denied.key);
+                refusal(&denied, at, &snapshot.settings.accounting.currency)
+            }
+            Refused::HandedOver => handed_over(),
         })?;
         ctx.admitted = Some(Admitted {
             shown: shown(&reservation.shown),
             reservation: Some(reservation),
-            reserved: amounts,
+            counted: self.metrics.show_admitted(),
             at,
         });
         self.metrics.own_work("admit", began.elapsed());

@@ -210,45 +210,33 @@ impl Journal {
     }
 
     fn put(&self, name: &Name<'_>, counts: &Counts, key: impl FnOnce() -> Key) {
-        let Some(shard) = self.shard(name) else {
-            return;
-        };
-        let mut shard = shard.lock();
-        if let Some(there) = shard.get_mut(name as &dyn Named) {
-            there.add(counts);
+        // For each tenant and day there is one row that others are merged into, at most, and
+        // always room for it.
+        let room = name.is_merged() || self.rows.load(Ordering::Relaxed) < self.most_rows;
+        if self.try_put(name, counts, room.then_some(key)) {
             return;
         }
-        if self.rows.load(Ordering::Relaxed) < self.most_rows || name.is_merged() {
-            shard.insert(key(), *counts);
-            self.rows.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        drop(shard);
         self.merged.fetch_add(1, Ordering::Relaxed);
-        // One for each tenant and day: that many there is always room for.
         let merged = name.merged();
-        self.put_merged(&merged, counts, key().tenant);
+        self.try_put(&merged, counts, Some(|| merged.to_key()));
     }
 
-    fn put_merged(&self, name: &Name<'_>, counts: &Counts, tenant: Arc<str>) {
+    /// Adds to the row of this name, or to a new one with this key. Without a key and a row: no.
+    fn try_put(&self, name: &Name<'_>, counts: &Counts, key: Option<impl FnOnce() -> Key>) -> bool {
         let Some(shard) = self.shard(name) else {
-            return;
+            return false;
         };
         let mut shard = shard.lock();
         if let Some(there) = shard.get_mut(name as &dyn Named) {
             there.add(counts);
-            return;
+            return true;
         }
-        let empty: Arc<str> = Arc::from("");
-        let key = Key {
-            hour: name.hour,
-            tenant,
-            model: empty.clone(),
-            upstream: empty.clone(),
-            account: empty,
+        let Some(key) = key else {
+            return false;
         };
-        shard.insert(key, *counts);
+        shard.insert(key(), *counts);
         self.rows.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Always some shard.
@@ -310,6 +298,16 @@ struct Name<'a> {
 }
 
 impl<'a> Name<'a> {
+    fn to_key(self) -> Key {
+        Key {
+            hour: self.hour,
+            tenant: self.tenant.into(),
+            model: self.model.into(),
+            upstream: self.upstream.into(),
+            account: self.account.into(),
+        }
+    }
+
     fn is_merged(&self) -> bool {
         self.model.is_empty() && self.upstream.is_empty() && self.account.is_empty()
     }

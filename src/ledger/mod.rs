@@ -6,10 +6,14 @@
 //! a [`period`].
 
 pub mod cost;
+pub mod format;
 pub mod journal;
 mod peak;
+pub mod period;
 pub mod price;
+pub mod report;
 
 pub use cost::{Money, cost, saved};
 pub use journal::{Counts, Entry, Hour, Journal, Key, Row};
+pub use period::Period;
 pub use price::{ModelPrices, PriceTable};

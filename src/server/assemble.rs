@@ -20,8 +20,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
+use super::bookkeeping::{Bookkeeping, BookkeepingError, Kept};
 use super::key_sets::KeySets;
-use super::lifecycle::{LastOneOut, StopSignal};
+use super::lifecycle::{LAST_WRITE, LastOneOut, StopSignal};
 use super::reload::{Reloader, keep_configuration};
 use super::renewal::{Certificates, FileWatch};
 use super::sources::{Note, SourceError, Sources};
@@ -71,6 +72,8 @@ pub enum StartError {
     Snapshot(#[from] SnapshotError),
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Bookkeeping(#[from] BookkeepingError),
     #[error("cannot set up the log: {0}")]
     Log(io::Error),
 }
@@ -112,7 +115,7 @@ struct Parts {
     snapshot: Snapshot,
     registry: Arc<Registry>,
     standing: Arc<Standing>,
-    book: Arc<Book>,
+    bookkeeping: Bookkeeping,
     certificates: Certificates,
     metrics: Arc<Metrics>,
     listening: Vec<Listening>,
@@ -143,14 +146,6 @@ impl Parts {
             .saturating_mul(server.threads.max(1));
         let registry = Arc::new(Registry::keeping(idle));
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
-        let book = Arc::new(Book::default());
-        let snapshot = Snapshot::new(
-            settings.clone(),
-            &registry,
-            &standing,
-            &book,
-            Instant::now(),
-        )?;
         let certificates = Certificates::first(&settings.server.listeners, metrics.clone())?;
         let mut listening = Vec::new();
         for (number, listener) in settings.server.listeners.iter().enumerate() {
@@ -168,6 +163,17 @@ impl Parts {
             .as_ref()
             .map(|admin| bind(admin.address))
             .transpose()?;
+        let book = Arc::new(Book::default());
+        let bookkeeping = Bookkeeping::begin(
+            &settings,
+            Kept {
+                counting: Arc::new(Counting::new(book)),
+                journal: Arc::new(Journal::default()),
+                metrics: metrics.clone(),
+            },
+        )?;
+        let book = &bookkeeping.kept().counting.book;
+        let snapshot = Snapshot::new(settings.clone(), &registry, &standing, book, Instant::now())?;
         keep_configuration(&settings.server.state_dir, &kept);
         let files = Files {
             stamps,
@@ -180,7 +186,7 @@ impl Parts {
             snapshot,
             registry,
             standing,
-            book,
+            bookkeeping,
             certificates,
             metrics,
             listening,
@@ -196,7 +202,7 @@ impl Parts {
             snapshot,
             registry,
             standing,
-            book,
+            bookkeeping,
             certificates,
             metrics,
             listening,
@@ -209,8 +215,11 @@ impl Parts {
         let readiness = Readiness::new(metrics.ready.clone());
         let reloaded = Arc::new(Notify::new());
         let limits = &settings.server.limits;
-        let journal = Arc::new(Journal::default());
-        let counting = Arc::new(Counting::new(book.clone()));
+        let (counting, journal) = {
+            let kept = bookkeeping.kept();
+            (kept.counting.clone(), kept.journal.clone())
+        };
+        let bookkeeper = bookkeeping.start(current.clone(), in_flight.clone())?;
         let gateway = Gateway {
             current: current.clone(),
             metrics: metrics.clone(),
@@ -261,7 +270,7 @@ impl Parts {
             current,
             registry,
             standing,
-            book,
+            book: counting.book.clone(),
             certificates,
             changing: tokio::sync::Mutex::default(),
             metrics,
@@ -280,6 +289,7 @@ impl Parts {
             LastOneOut {
                 in_flight: in_flight.clone(),
                 grace,
+                bookkeeper: bookkeeper.clone(),
                 flusher,
                 connections,
             },
@@ -292,6 +302,7 @@ impl Parts {
         server.run(RunArgs {
             shutdown_signal: Box::new(stop),
         });
+        bookkeeper.finish(LAST_WRITE);
         Ok(())
     }
 }

@@ -16,12 +16,15 @@ use prometheus::IntGauge;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::bookkeeping::Bookkeeper;
 use crate::downstream::in_flight::Requests;
 use crate::telemetry::logger::Flusher;
 use crate::telemetry::readiness::Readiness;
 
 /// How long the last log lines may take.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
+/// How long the last write of the counts may take.
+pub const LAST_WRITE: Duration = Duration::from_secs(5);
 /// How long connections may outlive the last request, and how often they are looked at.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 const LAST_BYTES_TICK: Duration = Duration::from_millis(10);
@@ -91,6 +94,7 @@ impl ShutdownSignalWatch for StopSignal {
 pub struct LastOneOut {
     pub in_flight: Arc<Requests>,
     pub grace: Duration,
+    pub bookkeeper: Arc<Bookkeeper>,
     pub flusher: Flusher,
     /// Client connections; they close once their last bytes are out.
     pub connections: IntGauge,
@@ -115,6 +119,7 @@ impl BackgroundService for LastOneOut {
             self.in_flight.count(),
             began.elapsed()
         );
+        self.bookkeeper.finish(LAST_WRITE);
         self.flusher.flush(FLUSH_TIME);
         exit();
     }

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod assemble;
+mod bookkeeping;
 mod key_sets;
 pub mod lifecycle;
 pub mod reload;

@@ -26,6 +26,9 @@ const OVERHEAD_BUCKETS: &[f64] = &[
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1,
 ];
 
+/// Seconds of one write to the embedded database.
+const STORE_BUCKETS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5];
+
 /// Why a connection was closed at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusedConnection {
@@ -89,6 +92,15 @@ metrics! {
     cost: CounterVec = float_counters("cost_total", "What answers cost by the price table, in the accounting currency.", &["tenant", "model", "upstream"]);
     cache_savings: CounterVec = float_counters("cache_savings_total", "What answers would have cost more without the provider's cache, in the accounting currency.", &["tenant", "model", "upstream"]);
     limit_refusals: IntCounterVec = counters("limit_refusals_total", "Requests that a limit refused, or in shadow mode would have refused.", &["subject", "limit", "mode"]);
+    admitted: IntGauge = gauge("requests_admitted", "Requests under way that have passed their tenant's limits.");
+    leases_open: IntGauge = gauge("leases_open", "Requests that hold room in their tenant's limits.");
+    leases_unmatched: IntGauge = gauge("leases_unmatched", "Leases without a request under way; anything but 0 for long is a leak.");
+    leases_overdue: IntGauge = gauge("leases_overdue", "Leases held for longer than accounting.lease_warning.");
+    ledger_pending: IntGauge = gauge("ledger_pending_rows", "Rows of the ledger that are not written yet.");
+    store_healthy: IntGauge = gauge("store_healthy", "1 while counts can be written to the database.");
+    store_errors: IntCounterVec = counters("store_errors_total", "Failures of the database of counts, by what was done and what kind of trouble it is.", &["operation", "kind"]);
+    store_replaced: IntCounter = counter("store_replaced_total", "Times that the database of counts was moved aside because it could not be used.");
+    store_write: Histogram = histogram("store_write_seconds", "One write to the database of counts.", STORE_BUCKETS);
     streams_interrupted: IntCounterVec = counters("streams_interrupted_total", "Answers that broke off after content was sent.", &["upstream", "reason"]);
     client_disconnects: IntCounterVec = counters("client_disconnects_total", "Requests whose client left before the answer was complete.", &["surface"]);
     certificate_expiry: GaugeVec = float_gauges("certificate_expiry_timestamp_seconds", "When a listener's certificate expires.", &["listener", "certificate"]);
@@ -161,13 +173,19 @@ impl Metrics {
         Shown(gauge)
     }
 
+    /// Shows a request as admitted.
+    pub fn show_admitted(&self) -> Shown {
+        self.admitted.inc();
+        Shown(self.admitted.clone())
+    }
+
     /// The gap histogram of a stream, resolved once so that a chunk costs no look-up.
     pub fn gaps(&self, model: &str) -> Histogram {
         self.time_between_chunks.with_label_values(&[model])
     }
 }
 
-/// A request in the gauge of its surface, until it is dropped.
+/// A request in a gauge, until it is dropped.
 #[must_use]
 pub struct Shown(IntGauge);
 
@@ -231,6 +249,13 @@ fn histograms(
         buckets: buckets.to_vec(),
     };
     HistogramVec::new(opts, labels)
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+    Histogram::with_opts(HistogramOpts {
+        common_opts: opts(name, help),
+        buckets: buckets.to_vec(),
+    })
 }
 
 #[cfg(test)]

@@ -43,3 +43,4 @@ mod support;
 mod telemetry;
 mod upstream_auth;
 mod upstream_tls;
+mod usage_command;

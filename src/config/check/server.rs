@@ -149,7 +149,7 @@ impl Check<'_, '_> {
             max_connections: written.max_connections,
             max_connections_per_ip: written.max_connections_per_ip,
             max_requests: written.max_requests,
-            max_requests_per_ip: 5_000,
+            max_requests_per_ip: written.max_requests_per_ip,
             max_requests_per_second_per_ip: written.max_requests_per_second_per_ip,
         }
     }

@@ -208,7 +208,7 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         max_connections,
         max_connections_per_ip,
         max_requests,
-        max_requests_per_ip: _,
+        max_requests_per_ip,
         max_requests_per_second_per_ip,
     } = limits;
     let size = |bytes: &usize| text(format_size(*bytes as u64));
@@ -231,6 +231,7 @@ fn limit_facts(limits: &Limits) -> Vec<(&'static str, Fact<'static>)> {
         ("max_connections", text(max_connections)),
         ("max_connections_per_ip", text(max_connections_per_ip)),
         ("max_requests", text(max_requests)),
+        ("max_requests_per_ip", text(max_requests_per_ip)),
         (
             "max_requests_per_second_per_ip",
             text(max_requests_per_second_per_ip),

@@ -57,6 +57,8 @@ pub const MAX_CONNECTIONS: usize = 10_000;
 pub const MAX_CONNECTIONS_PER_IP: usize = 256;
 /// Twice the connections: an HTTP/2 connection carries many, and past it memory is the next to go.
 pub const MAX_REQUESTS: usize = 20_000;
+/// A quarter of all: one address with HTTP/2 cannot take the process for itself.
+pub const MAX_REQUESTS_PER_IP: usize = 5_000;
 /// No limit: many services call from behind one address, and only the operator knows how many.
 pub const MAX_REQUESTS_PER_SECOND_PER_IP: u32 = 0;
 
@@ -280,6 +282,9 @@ pub struct Limits {
     /// Requests in flight in the whole process. Beyond: 503.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub max_requests: usize,
+    /// Requests of one client address in flight. 0: no limit. Beyond: 429.
+    #[schemars(range(min = 0, max = 10_000_000))]
+    pub max_requests_per_ip: usize,
     /// Requests that one client address may begin in a second, before anybody looks whose they are.
     /// 0: no limit. Beyond: 429.
     #[schemars(range(min = 0, max = 1_000_000))]
@@ -304,6 +309,7 @@ impl Default for Limits {
             max_connections: MAX_CONNECTIONS,
             max_connections_per_ip: MAX_CONNECTIONS_PER_IP,
             max_requests: MAX_REQUESTS,
+            max_requests_per_ip: MAX_REQUESTS_PER_IP,
             max_requests_per_second_per_ip: MAX_REQUESTS_PER_SECOND_PER_IP,
         }
     }

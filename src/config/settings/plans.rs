@@ -139,6 +139,16 @@ pub struct Queue {
 }
 
 impl Surfaces {
+    const EVERY: [Self; 7] = [
+        Self::All,
+        Self::Text,
+        Self::Chat,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Messages,
+        Self::Responses,
+    ];
+
     /// As in configuration, reports and the store.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -163,6 +173,16 @@ impl Surfaces {
 }
 
 impl Quantity {
+    const EVERY: [Self; 7] = [
+        Self::Requests,
+        Self::Tokens,
+        Self::PromptTokens,
+        Self::CompletionTokens,
+        Self::UncachedPromptTokens,
+        Self::Cost,
+        Self::Concurrent,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -177,6 +197,15 @@ impl Quantity {
 }
 
 impl Window {
+    const EVERY: [Self; 6] = [
+        Self::None,
+        Self::Second,
+        Self::Minute,
+        Self::Hour,
+        Self::Day,
+        Self::Month,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -199,6 +228,34 @@ impl Window {
     }
 }
 
+/// Of what [`LimitKey`] writes.
+impl std::str::FromStr for LimitKey {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // A model's name may hold slashes itself.
+        let (surfaces, rest) = text.split_once('/').ok_or(())?;
+        let (model, name) = rest.rsplit_once('/').ok_or(())?;
+        let (quantity, window) = match name.strip_prefix("max_") {
+            Some(quantity) => (quantity, Window::None.as_str()),
+            None => name.rsplit_once("_per_").ok_or(())?,
+        };
+        let find = |all: &[Surfaces]| all.iter().copied().find(|one| one.as_str() == surfaces);
+        Ok(Self {
+            surfaces: find(&Surfaces::EVERY).ok_or(())?,
+            model: (model != "*").then(|| model.into()),
+            quantity: Quantity::EVERY
+                .into_iter()
+                .find(|one| one.as_str() == quantity)
+                .ok_or(())?,
+            window: Window::EVERY
+                .into_iter()
+                .find(|one| one.as_str() == window)
+                .ok_or(())?,
+        })
+    }
+}
+
 /// `chat/deepseek-flash/tokens_per_minute`; the model is `*` for all. Names the limit in the store,
 /// in reports and in refusals.
 impl std::fmt::Display for LimitKey {
@@ -208,6 +265,50 @@ impl std::fmt::Display for LimitKey {
         match self.window {
             Window::None => write!(f, "{surfaces}/{model}/max_{quantity}"),
             window => write!(f, "{surfaces}/{model}/{quantity}_per_{}", window.as_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limits_name_is_read_back() {
+        let models = [
+            None,
+            Some("deepseek-v4-pro".into()),
+            Some("deepseek-ai/V4".into()),
+        ];
+        for surfaces in Surfaces::EVERY {
+            for quantity in Quantity::EVERY {
+                for window in Window::EVERY {
+                    for model in models.clone() {
+                        let window = match quantity {
+                            Quantity::Concurrent => Window::None,
+                            _ if window == Window::None => Window::Day,
+                            _ => window,
+                        };
+                        let key = LimitKey {
+                            surfaces,
+                            model,
+                            quantity,
+                            window,
+                        };
+                        assert_eq!(key.to_string().parse(), Ok(key));
+                    }
+                }
+            }
+        }
+        for odd in [
+            "",
+            "chat",
+            "chat/*",
+            "x/*/requests_per_day",
+            "chat/*/requests",
+            "a/b/max_x",
+        ] {
+            assert_eq!(odd.parse::<LimitKey>(), Err(()));
         }
     }
 }

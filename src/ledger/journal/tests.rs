@@ -132,25 +132,22 @@ fn beyond_the_room_rows_keep_tenant_and_day_and_every_token() {
 fn hours_begin_where_those_of_the_zone_begin() {
     let (names, journal) = (Names::new(1), Journal::default());
     let now = Timestamp::from_second(NOON).unwrap();
-    for (zone, start) in [
-        ("UTC", NOON),
-        ("Asia/Shanghai", NOON),
-        ("Asia/Kolkata", NOON - 1_800),
-        ("Asia/Kathmandu", NOON - 2_700 + 1_800 - 1_800),
-        ("America/St_Johns", NOON - 1_800),
+    for zone in [
+        "UTC",
+        "Asia/Shanghai",
+        "Asia/Kolkata",
+        "Asia/Kathmandu",
+        "America/St_Johns",
     ] {
         let zone = TimeZone::get(zone).unwrap();
         journal.follow(&zone, now);
         journal.add(&names.entry(0, NOON + 60));
-        let start_found = journal.take()[0].key.hour.start();
-        let wall = Timestamp::from_second(start_found)
+        let start = journal.take()[0].key.hour.start();
+        let wall = Timestamp::from_second(start)
             .unwrap()
             .to_zoned(zone.clone());
         assert_eq!((wall.minute(), wall.second()), (0, 0), "{zone:?}");
-        assert!(start_found <= NOON + 60 && start_found > NOON + 60 - 3_600);
-        if zone.iana_name() != Some("Asia/Kathmandu") {
-            assert_eq!(start_found, start);
-        }
+        assert!(start <= NOON + 60 && start > NOON + 60 - 3_600);
     }
 }
 

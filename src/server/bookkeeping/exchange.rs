@@ -1,0 +1,95 @@
+//! Between the counts in memory and their rows in the database: the same things in two forms.
+
+use crate::admission::book::{Book, Changed, Holding};
+use crate::admission::counter::{Bucket, Kept, Span};
+use crate::admission::estimate::Experience;
+use crate::admission::subject::{SubjectName, Told};
+use crate::database::{CounterRow, HeldRow, LearnedRow, SettlementRow, SpanRow};
+
+pub(super) fn counter_rows(changed: &Changed) -> impl Iterator<Item = CounterRow> {
+    changed.changes.iter().map(|(key, kept)| CounterRow {
+        subject: changed.subject.name.to_string(),
+        key: key.to_string(),
+        bucket_empty_at: kept.bucket.empty_at,
+        bucket_amount: kept.bucket.amount,
+        spans: kept.spans.map(|span| SpanRow {
+            start: span.start,
+            used: span.used,
+            extra: span.extra,
+        }),
+    })
+}
+
+/// Takes rows over; `now` is [`crate::admission::clock::Now::steady`]. Rows whose limit this version
+/// does not know are left out.
+pub(super) fn restore(book: &Book, rows: Vec<CounterRow>, now: u64) {
+    for row in rows {
+        let Ok(key) = row.key.parse() else { continue };
+        let kept = Kept {
+            bucket: Bucket {
+                empty_at: row.bucket_empty_at,
+                amount: row.bucket_amount,
+            },
+            spans: row.spans.map(|span| Span {
+                start: span.start,
+                used: span.used,
+                extra: span.extra,
+            }),
+        };
+        book.restore(SubjectName(row.subject.into()), &key, kept, now);
+    }
+}
+
+pub(super) fn learned_rows(book: &Book) -> Vec<LearnedRow> {
+    let experiences = book.experiences().into_iter();
+    let rows = experiences.filter_map(|(model, experience)| {
+        let text = serde_json::to_string(&experience).ok()?;
+        Some(LearnedRow { model, text })
+    });
+    rows.collect()
+}
+
+/// What cannot be read is learned anew.
+pub(super) fn restore_learned(book: &Book, rows: Vec<LearnedRow>) {
+    for row in rows {
+        if let Ok(experience) = serde_json::from_str::<Experience>(&row.text) {
+            book.restore_experience(row.model, experience);
+        }
+    }
+}
+
+pub(super) fn held_rows(holdings: &[Holding]) -> Vec<HeldRow> {
+    let rows = holdings.iter().map(|holding| HeldRow {
+        subject: holding.subject.to_string(),
+        key: holding.key.to_string(),
+        amount: holding.held,
+    });
+    rows.collect()
+}
+
+pub(super) fn holding(row: &HeldRow) -> Option<Holding> {
+    Some(Holding {
+        subject: SubjectName(row.subject.as_str().into()),
+        key: row.key.parse().ok()?,
+        held: row.amount,
+    })
+}
+
+pub(super) fn settlement_rows(told: &[(SubjectName, Told)]) -> Vec<SettlementRow> {
+    let rows = told.iter().map(|(subject, told)| SettlementRow {
+        subject: subject.to_string(),
+        key: told.key.to_string(),
+        released: told.released,
+        taken: told.taken,
+    });
+    rows.collect()
+}
+
+pub(super) fn told(row: &SettlementRow) -> Option<(SubjectName, Told)> {
+    let told = Told {
+        key: row.key.parse().ok()?,
+        released: row.released,
+        taken: row.taken,
+    };
+    Some((SubjectName(row.subject.as_str().into()), told))
+}

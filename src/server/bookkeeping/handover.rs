@@ -1,0 +1,140 @@
+//! One process leaves and another counts: what is written for the other, and what is read of it.
+
+use std::collections::BTreeSet;
+
+use log::{info, warn};
+
+use super::Kept;
+use super::exchange;
+use super::keeper::Keeper;
+use crate::database::ownership::is_alive;
+use crate::database::{Batch, DatabaseError};
+use crate::snapshot::Snapshot;
+
+/// What was told and could not be written yet stays this much; more is given up with the process.
+const MOST_TOLD: usize = 100_000;
+
+impl Keeper {
+    /// Takes over what earlier processes have counted and what living ones still hold.
+    pub(super) fn take_over(&mut self, kept: &Kept) {
+        let Some(database) = &self.database else {
+            return;
+        };
+        let read = (|| {
+            let counters = database.read_counters()?;
+            let learned = database.read_learned()?;
+            let held = database.read_held()?;
+            Ok::<_, DatabaseError>((counters, learned, held))
+        })();
+        let (counters, learned, held) = match read {
+            Ok(read) => read,
+            Err(cause) => return self.failed(kept, "read", &cause),
+        };
+        let book = &kept.counting.book;
+        exchange::restore(book, counters, kept.counting.steady());
+        exchange::restore_learned(book, learned);
+        for (process, row) in held {
+            if let Some(holding) = exchange::holding(&row) {
+                book.hold_for(&process.as_str().into(), &holding);
+            }
+        }
+        self.release_the_dead(kept);
+    }
+
+    /// Hears what processes that are leaving have settled, and gives free what dead ones held.
+    pub(super) fn hear(&mut self, kept: &Kept, snapshot: &Snapshot) {
+        let book = &kept.counting.book;
+        if book.holders().is_empty() {
+            return;
+        }
+        let Some(database) = &mut self.database else {
+            return;
+        };
+        let settlements = match database.take_settlements() {
+            Ok(settlements) => settlements,
+            Err(cause) => return self.failed(kept, "read", &cause),
+        };
+        let now = kept.counting.now(&snapshot.calendar);
+        let mut heard: BTreeSet<String> = BTreeSet::new();
+        for (process, row) in settlements {
+            let Some((subject, told)) = exchange::told(&row) else {
+                continue;
+            };
+            let limit = snapshot.limit(&subject, &told.key);
+            book.hear(&process, subject, &told, limit, &now);
+            heard.insert(process);
+        }
+        for process in heard {
+            let rows = exchange::held_rows(&book.held_by(&process));
+            let batch = Batch {
+                process: &process,
+                held: Some(&rows),
+                ..Batch::default()
+            };
+            if let Err(cause) = self.try_write(&batch, kept) {
+                self.failed(kept, "write", &cause);
+            }
+        }
+        self.release_the_dead(kept);
+    }
+
+    fn release_the_dead(&mut self, kept: &Kept) {
+        let book = &kept.counting.book;
+        for process in book.holders() {
+            // Where nobody can say, it is taken for alive: limits hold, at the price of some room.
+            if is_alive(&self.dir, &process).unwrap_or(true) {
+                continue;
+            }
+            let released = book.release_all_of(&process);
+            info!(
+                "A process that counted here before is gone; what it held is free. process={process} released={released}"
+            );
+            if let Some(database) = &self.database
+                && let Err(cause) = database.forget_held(&process)
+            {
+                warn!("Cannot forget what a process held. cause=\"{cause}\"");
+            }
+        }
+    }
+
+    /// Writes everything down for the process that counts from here on.
+    pub(super) fn hand_over(&mut self, kept: &Kept) {
+        self.write(kept);
+        let holdings = kept.counting.book.hand_over();
+        let changed = kept.counting.book.changes();
+        let counters: Vec<_> = changed.iter().flat_map(exchange::counter_rows).collect();
+        let held = exchange::held_rows(&holdings);
+        let learned = exchange::learned_rows(&kept.counting.book);
+        let ledger = kept.journal.take();
+        let batch = Batch {
+            process: &self.process.clone(),
+            counters: &counters,
+            held: Some(&held),
+            learned: &learned,
+            ledger: &ledger,
+            ..Batch::default()
+        };
+        if let Err(cause) = self.try_write(&batch, kept) {
+            kept.journal.put_back(ledger);
+            self.failed(kept, "hand_over", &cause);
+        }
+    }
+
+    /// After that: tells it what becomes of what is held here.
+    pub(super) fn tell(&mut self, kept: &Kept) {
+        let told = kept.counting.book.told();
+        let ledger = kept.journal.take();
+        let settlements = exchange::settlement_rows(&told);
+        let batch = Batch {
+            process: &self.process.clone(),
+            settlements: &settlements,
+            ledger: &ledger,
+            ..Batch::default()
+        };
+        if let Err(cause) = self.try_write(&batch, kept) {
+            kept.journal.put_back(ledger);
+            kept.counting.book.tell_again(told, MOST_TOLD);
+            self.failed(kept, "write", &cause);
+        }
+    }
+}

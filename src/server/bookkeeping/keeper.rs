@@ -1,0 +1,231 @@
+//! The database as the bookkeeper uses it: opened, lost, opened again; what could not be written is
+//! kept for the next time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use log::{error, info, warn};
+
+use super::exchange;
+use super::{BookkeepingError, Kept};
+use crate::database::ownership::Successor;
+use crate::database::{
+    Batch, CounterRow, Database, DatabaseError, FILE, LearnedRow, Meta, Opened, State,
+};
+
+/// Between two tries to open a database that cannot be used.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
+/// Between two lines about the same trouble.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+/// What was learned is written this often.
+const LEARNED_EVERY: Duration = Duration::from_secs(30);
+
+pub(super) struct Keeper {
+    pub(super) dir: PathBuf,
+    pub(super) process: Arc<str>,
+    pub(super) database: Option<Database>,
+    tried: Instant,
+    said: Option<Instant>,
+    learned: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(dir: &Path, process: Arc<str>) -> Self {
+        let now = Instant::now();
+        Self {
+            dir: dir.to_owned(),
+            process,
+            database: None,
+            tried: now,
+            said: None,
+            learned: now,
+        }
+    }
+
+    /// Opens the database for the first time, and takes over what it holds.
+    ///
+    /// # Errors
+    /// If a newer tidegate has written it. Any other trouble is told, and tried again later.
+    pub(super) fn open(&mut self, kept: &Kept) -> Result<(), BookkeepingError> {
+        match Database::open(&self.dir.join(FILE), Timestamp::now()) {
+            Ok(opened) => {
+                self.use_database(opened, kept);
+                Ok(())
+            }
+            Err(cause @ DatabaseError::Newer { .. }) => Err(BookkeepingError::Database(cause)),
+            Err(cause) => {
+                self.trouble(kept, "open", &cause);
+                Ok(())
+            }
+        }
+    }
+
+    fn use_database(&mut self, opened: Opened, kept: &Kept) {
+        match &opened.state {
+            State::Fresh => info!(
+                "A new database of counts was made. state_dir={}",
+                self.dir.display()
+            ),
+            State::Existing => {}
+            State::Replaced { aside, why } => {
+                kept.metrics.store_replaced.inc();
+                error!(
+                    "The database of counts could not be used and was moved aside; what only it knew is not counted any more. moved_to={} cause=\"{why}\"",
+                    aside.display()
+                );
+            }
+        }
+        self.database = Some(opened.database);
+        kept.metrics.store_healthy.set(1);
+    }
+
+    /// Notes in what the ledger is kept.
+    pub(super) fn note(&mut self, meta: &Meta) {
+        let Some(database) = &mut self.database else {
+            return;
+        };
+        match database.write_meta(meta) {
+            Ok(Some(before)) if before.currency != meta.currency => warn!(
+                "The ledger's currency has changed; earlier rows stay as they were. before={} now={}",
+                before.currency, meta.currency
+            ),
+            Ok(_) => {}
+            Err(cause) => warn!("Cannot note the ledger's currency. cause=\"{cause}\""),
+        }
+    }
+
+    /// Writes what changed since the last time, all of it or nothing.
+    pub(super) fn write(&mut self, kept: &Kept) {
+        if !self.is_usable(kept) {
+            return;
+        }
+        let changed = kept.counting.book.changes();
+        let counters: Vec<CounterRow> = changed.iter().flat_map(exchange::counter_rows).collect();
+        let ledger = kept.journal.take();
+        let learned = self.learned(kept);
+        let process = self.process.clone();
+        let batch = Batch {
+            process: &process,
+            counters: &counters,
+            learned: &learned,
+            ledger: &ledger,
+            ..Batch::default()
+        };
+        if let Err(cause) = self.try_write(&batch, kept) {
+            kept.journal.put_back(ledger);
+            changed
+                .iter()
+                .for_each(|changed| changed.subject.write_again());
+            self.failed(kept, "write", &cause);
+        }
+    }
+
+    /// Writes a batch and says how it went in the metrics.
+    pub(super) fn try_write(
+        &mut self,
+        batch: &Batch<'_>,
+        kept: &Kept,
+    ) -> Result<(), DatabaseError> {
+        let Some(database) = &mut self.database else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        database.write(batch, Timestamp::now())?;
+        kept.metrics
+            .store_write
+            .observe(began.elapsed().as_secs_f64());
+        kept.metrics.store_healthy.set(1);
+        self.said = None;
+        Ok(())
+    }
+
+    fn learned(&mut self, kept: &Kept) -> Vec<LearnedRow> {
+        if self.learned.elapsed() < LEARNED_EVERY {
+            return Vec::new();
+        }
+        self.learned = Instant::now();
+        exchange::learned_rows(&kept.counting.book)
+    }
+
+    /// What goes wrong with a database in use: a damaged one is given up, and everything is written
+    /// down anew into the one that takes its place.
+    pub(super) fn failed(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
+        self.trouble(kept, what, cause);
+        if cause.is_corrupt() {
+            self.database = None;
+            kept.counting.book.write_all_again();
+        }
+    }
+
+    fn trouble(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
+        let kind = match cause {
+            cause if cause.is_corrupt() => "corrupt",
+            cause if cause.is_full() => "full",
+            cause if cause.is_read_only() => "read_only",
+            cause if cause.is_busy() => "busy",
+            _ => "other",
+        };
+        kept.metrics
+            .store_errors
+            .with_label_values(&[what, kind])
+            .inc();
+        kept.metrics.store_healthy.set(0);
+        if self.said.is_none_or(|said| said.elapsed() > SAY_EVERY) {
+            self.said = Some(Instant::now());
+            error!(
+                "Counts are kept in memory alone: the database cannot be used. Requests go on; what was counted since is lost if the process ends. what={what} kind={kind} cause=\"{cause}\""
+            );
+        }
+    }
+
+    /// Is there a database? If not, it is looked for now and then.
+    fn is_usable(&mut self, kept: &Kept) -> bool {
+        if self.database.is_some() {
+            return true;
+        }
+        if self.tried.elapsed() < REOPEN_EVERY {
+            return false;
+        }
+        self.tried = Instant::now();
+        match Database::open(&self.dir.join(FILE), Timestamp::now()) {
+            Ok(opened) => {
+                self.use_database(opened, kept);
+                info!(
+                    "The database of counts can be used again. state_dir={}",
+                    self.dir.display()
+                );
+                self.said = None;
+                kept.counting.book.write_all_again();
+                true
+            }
+            Err(cause) => {
+                self.trouble(kept, "open", &cause);
+                false
+            }
+        }
+    }
+
+    /// Forgets rows that are older than this.
+    pub(super) fn forget(&mut self, ledger: Duration, counters: Duration) {
+        let Some(database) = &self.database else {
+            return;
+        };
+        let ago = |time: Duration| {
+            Timestamp::now()
+                .saturating_sub(time)
+                .unwrap_or(Timestamp::MIN)
+        };
+        let forgotten = database.forget_ledger(ago(ledger));
+        let forgotten = forgotten.and_then(|_| database.forget_counters(ago(counters)));
+        if let Err(cause) = forgotten {
+            warn!("Cannot forget old rows of the ledger. cause=\"{cause}\"");
+        }
+    }
+
+    /// Does a new process wait for the counting?
+    pub(super) fn is_awaited(&self) -> bool {
+        Successor::is_waiting(&self.dir).unwrap_or(false)
+    }
+}
