@@ -257,6 +257,9 @@ groups: [{id: org, plan: sum}]
 tenants:
   - {id: search, plan: own, group: org, models: ['*']}
   - {id: alone, plan: own, models: ['*']}
+upstreams:
+  - {id: one, dialect: openai, endpoints: [{url: 'http://127.0.0.1:9'}], accounts: [{id: open}]}
+models: {flash: {variants: [{upstream: one, model: flash}]}}
 ";
         let layer = Layer::Text {
             name: "test.yaml".to_owned(),

@@ -155,8 +155,8 @@ mod tests {
         let expected = "\
 tenant search, plan standard, group research, requests under way: 2
 
-LIMIT                       OF      ALLOWED            USED  RESERVED        REMAINING  RESET IN
-chat/*/requests_per_minute  tenant       60               3         1               56        3s
+LIMIT                       OF      ALLOWED             USED  RESERVED        REMAINING  RESET IN
+chat/*/requests_per_minute  tenant       60                3         1               56        3s
 all/*/cost_per_month        group     5 USD  0.001234567 USD     0 USD  4.998765433 USD    12d 3h  shadow
 ";
         assert_eq!(table, expected);

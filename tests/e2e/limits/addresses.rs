@@ -8,10 +8,7 @@ fn an_address_that_begins_too_many_requests_is_refused_before_it_is_known() {
     let config = Config::for_emulator(&emulator).limit("max_requests_per_second_per_ip", 3);
     let gateway = Gateway::start(config);
     let request = Request::post(CHAT, &chat("hello")).bearer("tg_nobody_knows");
-    let requests = request.to_bytes().repeat(40);
-    let mut wire = gateway.connect();
-    wire.send(&requests);
-    let answers: Vec<_> = (0..40).map_while(|_| wire.try_answer()).collect();
+    let answers: Vec<_> = (0..40).map(|_| request.send(gateway.address())).collect();
     let refused: Vec<_> = answers
         .iter()
         .filter(|answer| answer.status == 429)
