@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Version};
 use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
+use pingora_proxy::Session;
 
 use crate::admission::reservation::Reservation;
 use crate::config::settings::{AccountId, UpstreamId};
@@ -24,6 +25,7 @@ use crate::relay::usage::Usage;
 use crate::request::body::Share;
 use crate::request::rate::RateLimits;
 use crate::request::refusal::{Family, Refusal};
+use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
 use crate::routing::route::Route;
 use crate::snapshot::Snapshot;
@@ -56,6 +58,8 @@ pub struct Context {
     /// Why the request was refused or failed, once it was.
     pub refusal: Option<Refusal>,
     pub client_gone: bool,
+    /// The client behind the session that stands in for its own, where one does.
+    pub behind: Option<Behind>,
 }
 
 /// How far the request has come.
@@ -244,6 +248,26 @@ impl Context {
             answer: Answer::default(),
             refusal: None,
             client_gone: false,
+            behind: None,
+        }
+    }
+
+    /// The client left, and the answer is read on without it.
+    pub fn client_left(&self) -> bool {
+        self.behind.as_ref().is_some_and(Behind::has_left)
+    }
+
+    /// Puts the client's own session back, so that its connection can go on.
+    pub fn put_client_back(&self, session: &mut Session) {
+        if let Some(behind) = &self.behind {
+            behind.step_aside(session);
+        }
+    }
+
+    /// Tells whether an upstream is at work, and so whether there is something to be read on.
+    pub fn upstream_at_work(&self, is: bool) {
+        if let Some(behind) = &self.behind {
+            behind.at_work(is);
         }
     }
 

@@ -43,6 +43,8 @@ pub enum ExplainError {
 struct Line {
     way: String,
     text: String,
+    /// Told to who asks for it by name only.
+    quiet: bool,
 }
 
 /// Explains `keys`, each with everything below it. A key is written as in mistakes; items of lists
@@ -73,7 +75,8 @@ pub fn explain(layers: &[Layer], keys: &[String]) -> Result<String, ExplainError
         };
         let mut below = lines
             .iter()
-            .filter(|line| is_at_or_below(&line.way, &prefix));
+            .filter(|line| is_at_or_below(&line.way, &prefix))
+            .filter(|line| !line.quiet || line.way == prefix);
         let mut shown: Vec<&Line> = below.by_ref().collect();
         if shown.is_empty() {
             // What could stand there, but for something above it that is not there.
@@ -165,6 +168,9 @@ impl<'a> Walk<'a> {
             default => {
                 let shown = default.map_or_else(|| "none".to_owned(), show_default);
                 self.line(spot, way, &shown, "default", removed);
+                if let Some(line) = self.lines.last_mut() {
+                    line.quiet = spot.is_quiet() && self.source.history.at(&line.way).is_empty();
+                }
             }
         }
     }
@@ -215,7 +221,11 @@ impl<'a> Walk<'a> {
     fn push(&mut self, way: String, value: &str, origin: &str, before: &str) {
         let text = format!("{way}: {value}  ← {origin}{before}");
         self.bytes = self.bytes.saturating_add(way.len() + text.len());
-        self.lines.push(Line { way, text });
+        self.lines.push(Line {
+            way,
+            text,
+            quiet: false,
+        });
     }
 }
 

@@ -4,9 +4,10 @@
 //! every value, [`overlay`] lays an environment over its base, [`shape`] holds it against the schema
 //! of [`file`], [`check`] applies the rules and builds [`settings`], which is all that the rest of
 //! the crate sees. [`mistake`] collects what is wrong on the way; [`secret`] follows references;
-//! [`diff`] tells what a reload changes, [`explain`] where a value comes from, [`whereabouts`] where
-//! state is kept, [`admin`] where operators reach the gateway. It must not know of sockets, Pingora,
-//! or whether a gateway is running.
+//! [`text`], [`money`] and [`calendar`] know how values are written; [`diff`] tells what a reload
+//! changes, [`explain`] where a value comes from, [`whereabouts`] where state is kept, [`admin`]
+//! where operators reach the gateway. It must not know of sockets, Pingora, or whether a gateway is
+//! running.
 
 pub mod admin;
 mod calendar;

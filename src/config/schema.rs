@@ -145,6 +145,12 @@ impl<'s> Spot<'s> {
             .find_map(|choice| choice.get("x-tidegate-kind")?.as_str())
     }
 
+    /// Is it one of many keys of which few are written, so that the others are not worth a line?
+    pub fn is_quiet(self) -> bool {
+        let quiet = self.at.and_then(|at| at.get("x-tidegate-quiet"));
+        quiet == Some(&Value::Bool(true))
+    }
+
     /// What holds where the file says nothing; none if that depends, or is nothing.
     pub fn default(self) -> Option<&'s Value> {
         let default = self.at?.get("default");

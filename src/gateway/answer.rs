@@ -1,12 +1,13 @@
 //! What goes back: the head built anew, each fragment watched on its way, and an honest word when
 //! the answer does not come to its proper end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Version, header};
 use jiff::Timestamp;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, Session};
 
@@ -16,12 +17,14 @@ use crate::relay::answer::AnswerScanner;
 use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
-use crate::request::pipe;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
 
 /// An upstream's error body is read up to here; more is no error message.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
+
+/// How long the last word before a reset may take to get out.
+const LAST_WORD: Duration = Duration::from_millis(20);
 
 impl Gateway {
     /// The head for the tenant, and who is to watch the body.
@@ -35,7 +38,9 @@ impl Gateway {
             status @ 400.. => client_fault(status).status(),
             _ => head.status,
         };
-        ctx.answer.status = status.as_u16();
+        if !ctx.client_left() {
+            ctx.answer.status = status.as_u16();
+        }
         ctx.answer.first_content = None;
         ctx.answer.last_piece = None;
         ctx.refusal = None;
@@ -167,7 +172,8 @@ impl Gateway {
             error_code: 0,
             can_reuse_downstream: false,
         };
-        if *error.esource() == ErrorSource::Downstream {
+        ctx.put_client_back(session);
+        if *error.esource() == ErrorSource::Downstream || ctx.client_left() {
             ctx.client_gone = true;
             return gone;
         }
@@ -178,7 +184,7 @@ impl Gateway {
             if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.
                 let _ = session.write_response_body(Some(event), false).await;
-                pipe::let_out(&session.downstream_session).await;
+                let_out(&session.downstream_session).await;
             }
             return gone;
         }
@@ -330,6 +336,14 @@ fn client_fault(status: u16) -> Code {
         415 => Code::UnsupportedEncoding,
         422 => Code::Unprocessable,
         _ => Code::InvalidRequest,
+    }
+}
+
+/// Before a stream is reset: an HTTP/2 reset throws away what is still queued, so the connection's
+/// task gets a moment to send the last word.
+async fn let_out(client: &ServerSession) {
+    if matches!(client, ServerSession::H2(_)) {
+        tokio::time::sleep(LAST_WORD).await;
     }
 }
 

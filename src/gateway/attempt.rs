@@ -149,6 +149,7 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
+        ctx.upstream_at_work(true);
         self.count_as_sent(ctx);
         Ok(())
     }

@@ -173,6 +173,8 @@ fn amounts(charge: &Charge) -> Amounts {
 /// Reads what the stages have left behind.
 fn outcome(ctx: &Context, sent: u64) -> Outcome {
     let whole = ctx.answer.complete;
+    // The client left while the upstream was at work. An attempt that failed has ended before.
+    let left = ctx.client_gone && ctx.attempts.left_at_work;
     match &ctx.answer.watch {
         Watch::Stream(scanner) => {
             let seen = scanner.seen();
@@ -180,7 +182,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
             let last_word = whole || seen.finish_reason.is_some();
             Outcome {
                 // Keep-alives alone are no answer: the request was still in the upstream's queue.
-                taken: whole || seen.first_content || ctx.client_gone,
+                taken: whole || seen.first_content || left,
                 whole,
                 usage: seen.usage.filter(|_| last_word),
                 prompt: seen.usage.map(|usage| usage.prompt).filter(is_prompt),
@@ -189,7 +191,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
             }
         }
         Watch::Whole(scanner) => Outcome {
-            taken: whole || scanner.seen().begun || ctx.client_gone,
+            taken: whole || scanner.seen().begun || left,
             whole,
             usage: scanner.seen().usage,
             prompt: None,
@@ -197,8 +199,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
             spoke: false,
         },
         Watch::Nothing => Outcome {
-            // The client left while the upstream was at work. One that failed has ended before.
-            taken: ctx.client_gone && ctx.attempts.left_at_work,
+            taken: left,
             ..Outcome::default()
         },
         Watch::Error { .. } => Outcome::default(),

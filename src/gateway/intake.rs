@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::admit::expected;
-use crate::config::settings::Tenant;
+use crate::config::settings::{OnDisconnect, Tenant};
 use crate::context::{Context, Expected, Outbound, Routed, Stage};
 use crate::downstream::connection::ConnectionState;
 use crate::identity::directory::Identity;
@@ -24,6 +24,7 @@ use crate::request::forward;
 use crate::request::head::{self, Framing, Head};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
+use crate::request::stand_in;
 use crate::request::surface::{self, FileCall, Surface};
 use crate::routing::route::{self, Route};
 use crate::upstream::pool::Lane;
@@ -146,6 +147,7 @@ impl Gateway {
         };
         ctx.stage = Stage::Routed(Box::new(routed));
         self.admit(ctx)?;
+        place_stand_in(session, ctx);
         Ok(Passage::Forward)
     }
 
@@ -190,18 +192,12 @@ impl Gateway {
             max: limits.max_request_body,
             timeout: limits.body_timeout,
         };
-        let mut body = body::read(
-            session,
-            framing,
-            limits,
-            &self.bodies,
-            self.in_flight.enter(),
-        )
-        .await
-        .map_err(|error| match error {
-            BodyError::Refused(refusal) => Stop::Refused(refusal),
-            BodyError::Gone(error) => Stop::Gone(error),
-        })?;
+        let mut body = body::read(session, framing, limits, &self.bodies)
+            .await
+            .map_err(|error| match error {
+                BodyError::Refused(refusal) => Stop::Refused(refusal),
+                BodyError::Gone(error) => Stop::Gone(error),
+            })?;
         let ready = Instant::now();
         ctx.body_bytes = Some(body.bytes.len());
         if let Some(expected) = identity.body_digest
@@ -284,6 +280,21 @@ impl Gateway {
         session
             .write_response_body(Some(Bytes::from(body)), true)
             .await
+    }
+}
+
+/// Where Pingora alone would not send the body, or not read the answer on.
+fn place_stand_in(session: &mut Session, ctx: &mut Context) {
+    let Some(routed) = ctx.routed() else { return };
+    if !matches!(routed.body, Outbound::Whole { .. }) {
+        return;
+    }
+    let drain = match routed.identity.tenant.plan.on_disconnect {
+        OnDisconnect::Drain(time) => Some(time),
+        OnDisconnect::Cancel => None,
+    };
+    if drain.is_some() || !body::is_replayable(session) {
+        ctx.behind = Some(stand_in::put(session, drain));
     }
 }
 

@@ -14,8 +14,9 @@ use crate::relay::usage::Usage;
 use crate::telemetry::access_log::{Ending, Line, TARGET, millis};
 
 impl Gateway {
-    pub(super) fn record(&self, session: &Session, error: Option<&Error>, ctx: &mut Context) {
+    pub(super) fn record(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
         let now = Instant::now();
+        ctx.put_client_back(session);
         if error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) {
             ctx.client_gone = true;
         }
@@ -27,6 +28,8 @@ impl Gateway {
                 "client_gone"
             },
         );
+        // Whatever became of the answer, nobody was there to be told.
+        ctx.client_gone |= ctx.client_left();
         let ending = ending(ctx, error.is_some());
         if let Some(connection) = &ctx.connection {
             connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
@@ -175,7 +178,9 @@ impl Gateway {
 }
 
 fn ending(ctx: &Context, failed: bool) -> Ending {
-    if ctx.answer.interrupted {
+    if ctx.client_left() {
+        Ending::ClientGone
+    } else if ctx.answer.interrupted {
         Ending::Interrupted
     } else if ctx.client_gone && ctx.answer.status == 0 {
         // What an earlier attempt left in the context was never told to anybody.

@@ -242,12 +242,14 @@ impl Gateway {
         let repeatable = !matches!(routed.body, Outbound::Through { .. }) || !sent;
         // The answer's head is on its way to the client, even if its bytes are not.
         let begun = ctx.answer.status != 0;
-        within && repeatable && !begun && retry::next(failure).is_some()
+        let wanted = !ctx.client_left();
+        within && repeatable && !begun && wanted && retry::next(failure).is_some()
     }
 
     /// Gives the account's and the endpoint's places back and counts how the attempt ended.
     pub(super) fn end_attempt(&self, ctx: &mut Context, outcome: &str) {
         if let Some(attempt) = ctx.attempts.current.take() {
+            ctx.upstream_at_work(false);
             let account = attempt
                 .account_slot()
                 .map_or("", |account| account.id.as_str());

@@ -7,8 +7,8 @@
 //!
 //! - With a length, the marker is the body's tail: the buffer is armed once at most 64 KiB are left.
 //! - Without a length the end cannot be foreseen. The buffer is armed from the start, which serves
-//!   bodies up to 64 KiB; for longer ones the session is exchanged for an internal one with a
-//!   one-byte body ([`super::pipe`]), and the client's own session goes on behind it.
+//!   bodies up to 64 KiB; for longer ones a session that always has a marker of one byte must stand
+//!   in for the client's ([`super::stand_in`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,6 @@ use pingora_proxy::Session;
 use prometheus::IntGauge;
 
 use super::head::Framing;
-use super::pipe;
 use super::refusal::{Code, Refusal};
 
 /// What Pingora's replay buffer holds at most.
@@ -115,8 +114,8 @@ pub enum BodyError {
     Gone(Box<Error>),
 }
 
-/// Reads the whole body and prepares the session for sending it. `keep` is dropped when the client
-/// has everything, should that happen behind the session's back ([`super::pipe`]).
+/// Reads the whole body, and prepares the session for sending it where that can be done; see
+/// [`is_replayable`].
 ///
 /// # Errors
 /// 408, 413 or 503 as a refusal, or the client's going away.
@@ -125,7 +124,6 @@ pub async fn read(
     framing: Framing,
     limits: BodyLimits,
     budget: &Arc<BodyBudget>,
-    keep: impl Send + 'static,
 ) -> Result<Body, BodyError> {
     let mut body = Body {
         bytes: Vec::new(),
@@ -153,12 +151,12 @@ pub async fn read(
         Ok(result) => result?,
         Err(_) => return Err(BodyError::Refused(late(limits))),
     }
-    if session.get_retry_buffer().is_none() && !body.bytes.is_empty() {
-        pipe::exchange(session, keep)
-            .await
-            .map_err(BodyError::Gone)?;
-    }
     Ok(body)
+}
+
+/// Whether Pingora would send a body that has been read; if not, the session needs a stand-in.
+pub fn is_replayable(session: &Session) -> bool {
+    session.get_retry_buffer().is_some()
 }
 
 async fn fill(

@@ -20,6 +20,7 @@ mod client_certificates;
 mod command_line;
 mod credentials;
 mod docs;
+mod draining;
 mod enveloped;
 mod failover;
 mod framing;

@@ -135,6 +135,35 @@ fn no_secret_is_shown_nor_what_stands_in_its_place() {
 }
 
 #[test]
+fn of_limits_those_that_are_written_are_told_and_others_to_who_asks() {
+    let plans = "plans: { p: { cost_per_day: 5 USD, tokens_per_day: 9, chat: { max_concurrent: { limit: 2 } } } }";
+    let over = "plans: { p: { tokens_per_day: null } }";
+    let files = [
+        ("base.yaml", MINIMAL),
+        ("plans.yaml", plans),
+        ("over.yaml", over),
+    ];
+    let told = explained(&files, &["plans.p"]).unwrap();
+    for line in [
+        "plans.p.cost_per_day: 5 USD  ← plans.yaml:1",
+        "plans.p.tokens_per_day: none  ← default (was 9 at plans.yaml:1, removed at over.yaml:1)",
+        "plans.p.chat.max_concurrent.limit: 2  ← plans.yaml:1",
+        "plans.p.chat.max_concurrent.shadow: false  ← default",
+        "plans.p.weight: 1  ← default",
+    ] {
+        assert!(told.contains(&line.to_owned()), "{line}\n{told:#?}");
+    }
+    assert!(
+        !told.iter().any(|line| line.contains("requests_per_hour")),
+        "{told:#?}"
+    );
+    assert_eq!(
+        explained(&files, &["plans.p.chat.requests_per_hour"]).unwrap(),
+        ["plans.p.chat.requests_per_hour: none  ← default"]
+    );
+}
+
+#[test]
 fn a_text_cannot_write_to_the_terminal() {
     let over = "models: {flash: {set: {stop: \"\\e[2J\\nserver: x\"}}}";
     let told = one(over, "models.flash.set");

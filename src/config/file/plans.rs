@@ -35,7 +35,7 @@ const fn seconds(count: u64) -> DurationText {
     DurationText(Duration::from_secs(count))
 }
 
-/// Where the limits are that a written one is one of.
+/// One limit as it was written, under the key of its name.
 pub struct Written<'a> {
     pub key: &'static str,
     pub quantity: Quantity,
@@ -115,7 +115,7 @@ macro_rules! limited {
         #[derive(Debug, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct $name {
-            $($(#[$what])* pub $key: Option<$limit>,)*
+            $($(#[$what])* #[schemars(extend("x-tidegate-quiet" = true))] pub $key: Option<$limit>,)*
             $($(#[$doc])* pub $own: $type,)*
         }
 

@@ -20,7 +20,7 @@ pub const REDIS_TIMEOUT: DurationText = DurationText(Duration::from_millis(5));
 #[serde(untagged)]
 pub enum Store {
     Own(OwnStore),
-    Shared(SharedStore),
+    Shared(Box<SharedStore>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize, JsonSchema)]

@@ -17,6 +17,7 @@ pub struct Accounting {
     pub time_zone: TimeZone,
     /// ISO 4217 code in which costs, limits and the ledger are kept.
     pub currency: Arc<str>,
+    /// By upstream, model and `from`, which together are unique.
     pub prices: Vec<Price>,
     /// How long the ledger keeps its rows.
     pub keep: Duration,
@@ -30,13 +31,14 @@ pub struct Price {
     pub upstream: UpstreamId,
     /// The upstream's name.
     pub model: String,
+    /// [`Timestamp::MIN`] for always.
     pub from: Timestamp,
     pub base: Rates,
     /// At the hours of the calendar.
     pub peak: Option<(Arc<PeakHours>, Rates)>,
 }
 
-/// Price of one token, in pico-units (10⁻¹²) of [`Accounting::currency`].
+/// Price of one token, in pico-units (10⁻¹²) of [`Accounting::currency`]; 10¹² at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
     pub cache_hit: u64,
@@ -49,10 +51,12 @@ pub struct Rates {
 pub struct PeakHours {
     pub name: String,
     pub time_zone: TimeZone,
+    /// In the order of the week, at least one.
     pub days: Vec<Weekday>,
-    /// From, up to but not at; the second is later, or midnight for the end of the day.
+    /// In their order, not overlapping: from, up to but not at. The second is later, or midnight for
+    /// the end of the day.
     pub hours: Vec<(Time, Time)>,
-    /// Days without peak.
+    /// Days without peak, in their order.
     pub holidays: Vec<Date>,
 }
 

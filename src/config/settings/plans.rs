@@ -23,7 +23,8 @@ pub const DEFAULT_PLAN: &str = "default";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub id: PlanId,
-    /// Each holds by itself; none for a plan without limits. [`LimitKey`]s are unique.
+    /// Each holds by itself; none for a plan without limits. [`LimitKey`]s are unique. If the plan
+    /// as a whole is in shadow, each of them is.
     pub limits: Vec<Limit>,
     /// Share of scarce places among tenants that wait, 1 to 1000.
     pub weight: u32,
@@ -44,9 +45,9 @@ pub struct Group {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
     pub key: LimitKey,
-    /// At least 1. Money in nano-units of [`super::Accounting::currency`].
+    /// At least 1, at most 10¹². Money in nano-units of [`super::Accounting::currency`], at most 10¹⁸.
     pub amount: u64,
-    /// What may be taken at once, at least 1; for [`Window`]s up to an hour only, else `amount`.
+    /// What may be taken at once, 1 to `amount`; for [`Window`]s up to an hour only, else `amount`.
     pub burst: u64,
     /// Evaluated and counted, not enforced.
     pub shadow: bool,
@@ -56,7 +57,8 @@ pub struct Limit {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LimitKey {
     pub surfaces: Surfaces,
-    /// The public model; `None` for all together.
+    /// The public model, by the name that is asked for: an alias counts for itself. `None` for all
+    /// together.
     pub model: Option<Arc<str>>,
     pub quantity: Quantity,
     pub window: Window,
