@@ -13,6 +13,7 @@ pub mod counter;
 pub mod counting;
 pub mod estimate;
 pub mod reservation;
+pub mod store_redis;
 pub mod subject;
 
 #[cfg(test)]
