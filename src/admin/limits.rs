@@ -14,11 +14,16 @@ use serde_json::{Value, json};
 use super::{Desk, json as answer, text};
 use crate::admission::allowance::{Rule, Side};
 use crate::admission::clock::Now;
+use crate::config::nearest::hint;
 use crate::config::settings::{Limit, TenantId, Window};
 use crate::snapshot::Snapshot;
 
 /// A change is a few words.
 const MOST_BODY: usize = 4 * 1024;
+/// Characters of a name that is told back.
+const MOST_QUOTED: usize = 80;
+/// Limits that are named when one is not known.
+const MOST_LISTED: usize = 20;
 
 /// What an operator asks for.
 #[derive(Debug, Deserialize)]
@@ -98,7 +103,7 @@ impl Desk {
         match (request.method(), verb) {
             (&Method::GET, "") => match report(&snapshot, tenant, &now) {
                 Some(report) => answer(report),
-                None => text(StatusCode::NOT_FOUND, "There is no such tenant.\n"),
+                None => no_tenant(&snapshot, tenant),
             },
             (&Method::POST, "grant" | "reset") => {
                 let body = Limited::new(request.into_body(), MOST_BODY).collect();
@@ -112,7 +117,7 @@ impl Desk {
                          a reset has no amount.\n",
                     );
                 };
-                self.change(&snapshot, tenant, verb, &change, &now, peer)
+                ease(&snapshot, tenant, verb, &change, &now, peer)
             }
             _ => text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -120,77 +125,272 @@ impl Desk {
             ),
         }
     }
+}
 
-    fn change(
-        &self,
-        snapshot: &Snapshot,
-        tenant: &str,
-        verb: &str,
-        change: &Change,
-        now: &Now,
-        peer: SocketAddr,
-    ) -> Response<Full<Bytes>> {
-        let Some(allowance) = snapshot.allowance(&TenantId::new(tenant)) else {
-            return text(StatusCode::NOT_FOUND, "There is no such tenant.\n");
+/// Carries out a change, in full or not at all, and writes it into the log.
+fn ease(
+    snapshot: &Snapshot,
+    tenant: &str,
+    verb: &str,
+    change: &Change,
+    now: &Now,
+    peer: SocketAddr,
+) -> Response<Full<Bytes>> {
+    let Some(allowance) = snapshot.allowance(&TenantId::new(tenant)) else {
+        return no_tenant(snapshot, tenant);
+    };
+    let Some(side) = allowance.sides.get(usize::from(change.group)) else {
+        return text(StatusCode::NOT_FOUND, "The tenant is in no group.\n");
+    };
+    let (rules, granted) = match judge(side, verb, change) {
+        Ok(judged) => judged,
+        Err(refused) => return *refused,
+    };
+    let mut counts = side.subject.change();
+    for rule in &rules {
+        let window = rule.limit.key.window;
+        if let Some(counter) = counts.counter(rule.place) {
+            match granted {
+                Some(amount) => {
+                    counter.grant(window, amount, now);
+                }
+                None => counter.reset(window, now),
+            }
+        }
+    }
+    drop(counts);
+    for rule in &rules {
+        info!(
+            target: "audit",
+            "A limit was eased by an operator. action={verb} subject={} limit={} amount={} from={peer} reason={:?}",
+            side.subject.name,
+            rule.limit.key,
+            granted.unwrap_or(0),
+            change.reason,
+        );
+    }
+    match report(snapshot, tenant, now) {
+        Some(report) => answer(report),
+        None => no_tenant(snapshot, tenant),
+    }
+}
+
+/// The limits that are meant, and what is granted on top of the one; nothing for a reset.
+type Meant<'s> = (Vec<&'s Rule>, Option<u64>);
+
+fn judge<'s>(
+    side: &'s Side,
+    verb: &str,
+    change: &Change,
+) -> Result<Meant<'s>, Box<Response<Full<Bytes>>>> {
+    let name = change.limit.as_deref();
+    let wanted = |rule: &&Rule| name.is_none_or(|name| rule.limit.key.to_string() == name);
+    let rules: Vec<_> = side.all().filter(wanted).collect();
+    if rules.is_empty() {
+        return Err(Box::new(no_limit(side, name.unwrap_or("*"))));
+    }
+    match (verb, rules.as_slice(), change.amount) {
+        ("reset", _, None) => Ok((rules, None)),
+        ("grant", [rule], Some(amount)) if amount > 0 && name.is_some() => {
+            if matches!(rule.limit.key.window, Window::Day | Window::Month) {
+                return Ok((rules, Some(amount)));
+            }
+            Err(Box::new(text(
+                StatusCode::CONFLICT,
+                "Only limits of a day or a month can be extended; this one can be reset.\n",
+            )))
+        }
+        _ => Err(Box::new(text(
+            StatusCode::BAD_REQUEST,
+            "A grant names one limit and an amount above 0; a reset has no amount.\n",
+        ))),
+    }
+}
+
+fn no_tenant(snapshot: &Snapshot, asked: &str) -> Response<Full<Bytes>> {
+    let tenants = snapshot.settings.tenants.iter();
+    let near = hint(asked, tenants.map(|tenant| tenant.id.as_str()));
+    let words = format!("There is no tenant {}{near}\n", quoted(asked));
+    text(StatusCode::NOT_FOUND, words)
+}
+
+fn no_limit(side: &Side, asked: &str) -> Response<Full<Bytes>> {
+    let names: Vec<_> = side.all().map(|rule| rule.limit.key.to_string()).collect();
+    let near = hint(asked, names.iter().map(String::as_str));
+    let some: Vec<_> = names.iter().take(MOST_LISTED).map(String::as_str).collect();
+    let words = format!(
+        "{} has no limit {}{near} GET /limits/TENANT lists them: {}\n",
+        side.subject.name,
+        quoted(asked),
+        some.join(", ")
+    );
+    text(StatusCode::NOT_FOUND, words)
+}
+
+/// As it was asked for, or a part of it.
+fn quoted(asked: &str) -> String {
+    let short: String = asked.chars().take(MOST_QUOTED).collect();
+    format!("{short:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use crate::admission::book::Book;
+    use crate::config::{Layer, load};
+    use crate::identity::standing::Standing;
+    use crate::upstream::pool::Registry;
+
+    const DAY: &str = "all/*/requests_per_day";
+    const MINUTE: &str = "chat/*/requests_per_minute";
+
+    fn snapshot() -> (Snapshot, Now) {
+        let text = "\
+server: {listeners: [{address: '127.0.0.1:8080'}]}
+plans:
+  own: {requests_per_day: 10, chat: {requests_per_minute: {limit: 60, burst: 5, shadow: true}}}
+  sum: {cost_per_month: 2 USD}
+groups: [{id: org, plan: sum}]
+tenants:
+  - {id: search, plan: own, group: org, models: ['*']}
+  - {id: alone, plan: own, models: ['*']}
+upstreams:
+  - {id: one, dialect: openai, endpoints: [{url: 'http://127.0.0.1:9'}], accounts: [{id: open}]}
+models: {flash: {variants: [{upstream: one, model: flash}]}}
+";
+        let layer = Layer::Text {
+            name: "test.yaml".to_owned(),
+            bytes: Arc::from(text.as_bytes()),
         };
-        let Some(side) = allowance.sides.get(usize::from(change.group)) else {
-            return text(StatusCode::NOT_FOUND, "The tenant is in no group.\n");
-        };
-        let wanted = |rule: &&Rule| {
-            let name = change.limit.as_deref();
-            name.is_none_or(|name| rule.limit.key.to_string() == name)
-        };
-        let rules: Vec<_> = side.all().filter(wanted).collect();
-        if rules.is_empty() {
-            return text(
-                StatusCode::NOT_FOUND,
-                "There is no such limit; GET /limits/TENANT lists them.\n",
+        let settings = Arc::new(load(&[layer]).unwrap().settings);
+        let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
+        let registry = Registry::default();
+        let book = Book::default();
+        let snapshot = Snapshot::new(settings, &registry, &standing, &book, Instant::now());
+        let snapshot = snapshot.unwrap();
+        // 2026-11-25T12:00:00Z.
+        let now = snapshot.calendar.at(1_000_000_000_000, 1_795_608_000);
+        (snapshot, now)
+    }
+
+    fn use_some(snapshot: &Snapshot, limit: &str, amount: u64, now: &Now) {
+        let allowance = snapshot.allowance(&TenantId::new("search")).unwrap();
+        for side in &allowance.sides {
+            for rule in side
+                .all()
+                .filter(|rule| rule.limit.key.to_string() == limit)
+            {
+                let mut counts = side.subject.look();
+                counts.settle(rule.place, &rule.limit, 0, amount, now);
+            }
+        }
+    }
+
+    fn ask(snapshot: &Snapshot, verb: &str, change: &str, now: &Now) -> u16 {
+        let change = serde_json::from_str(change).unwrap();
+        let peer = "127.0.0.1:1".parse().unwrap();
+        ease(snapshot, "search", verb, &change, now, peer)
+            .status()
+            .as_u16()
+    }
+
+    fn standing_of(snapshot: &Snapshot, limit: &str, now: &Now) -> Value {
+        let report = report(snapshot, "search", now).unwrap();
+        let mut limits = report["limits"].as_array().unwrap().iter();
+        limits.find(|one| one["limit"] == limit).unwrap().clone()
+    }
+
+    #[test]
+    fn a_report_says_of_each_limit_how_it_stands() {
+        let (snapshot, now) = snapshot();
+        use_some(&snapshot, DAY, 4, &now);
+        use_some(&snapshot, MINUTE, 2, &now);
+        assert_eq!(
+            standing_of(&snapshot, DAY, &now),
+            json!({"subject": "tenant/search", "limit": DAY, "quantity": "requests",
+                "window": "day", "allowed": 10, "burst": null, "used": 4, "reserved": 0,
+                "remaining": 6, "reset_seconds": 12 * 3600, "shadow": false})
+        );
+        let minute = standing_of(&snapshot, MINUTE, &now);
+        assert_eq!(
+            (&minute["burst"], &minute["remaining"]),
+            (&json!(5), &json!(3))
+        );
+        assert_eq!(
+            (&minute["shadow"], &minute["reset_seconds"]),
+            (&json!(true), &json!(2))
+        );
+        let money = standing_of(&snapshot, "all/*/cost_per_month", &now);
+        assert_eq!(money["subject"], "group/org");
+        assert_eq!(money["allowed"], 2_000_000_000_u64);
+        assert!(report(&snapshot, "nobody", &now).is_none());
+    }
+
+    #[test]
+    fn a_grant_holds_for_its_day_alone() {
+        let (snapshot, now) = snapshot();
+        use_some(&snapshot, DAY, 10, &now);
+        let grant = format!("{{\"limit\": \"{DAY}\", \"amount\": 5}}");
+        assert_eq!(ask(&snapshot, "grant", &grant, &now), 200);
+        let day = standing_of(&snapshot, DAY, &now);
+        assert_eq!(
+            (&day["allowed"], &day["remaining"]),
+            (&json!(15), &json!(5))
+        );
+        let tomorrow = snapshot.calendar.at(now.steady, now.day.end);
+        assert_eq!(standing_of(&snapshot, DAY, &tomorrow)["allowed"], 10);
+    }
+
+    #[test]
+    fn a_reset_forgets_the_use_of_the_tenant_and_not_of_its_group() {
+        let (snapshot, now) = snapshot();
+        for limit in [DAY, MINUTE, "all/*/cost_per_month"] {
+            use_some(&snapshot, limit, 3, &now);
+        }
+        assert_eq!(ask(&snapshot, "reset", "{}", &now), 200);
+        assert_eq!(standing_of(&snapshot, DAY, &now)["used"], 0);
+        assert_eq!(standing_of(&snapshot, MINUTE, &now)["used"], 0);
+        assert_eq!(
+            standing_of(&snapshot, "all/*/cost_per_month", &now)["used"],
+            3
+        );
+        assert_eq!(ask(&snapshot, "reset", "{\"group\": true}", &now), 200);
+        assert_eq!(
+            standing_of(&snapshot, "all/*/cost_per_month", &now)["used"],
+            0
+        );
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_meant_changes_nothing() {
+        let (snapshot, now) = snapshot();
+        for (verb, change, status) in [
+            (
+                "grant",
+                format!("{{\"limit\": \"{MINUTE}\", \"amount\": 5}}"),
+                409,
+            ),
+            ("grant", format!("{{\"limit\": \"{DAY}\"}}"), 400),
+            ("grant", "{\"amount\": 5}".to_owned(), 400),
+            ("grant", "{\"amount\": 5, \"group\": true}".to_owned(), 400),
+            ("reset", "{\"amount\": 5}".to_owned(), 400),
+            ("reset", "{\"limit\": \"all/*/nothing\"}".to_owned(), 404),
+        ] {
+            assert_eq!(
+                ask(&snapshot, verb, &change, &now),
+                status,
+                "{verb} {change}"
             );
         }
-        let granted = match (verb, rules.as_slice(), change.amount) {
-            ("reset", _, None) => None,
-            ("grant", [rule], Some(amount)) if amount > 0 && change.limit.is_some() => {
-                if !matches!(rule.limit.key.window, Window::Day | Window::Month) {
-                    return text(
-                        StatusCode::CONFLICT,
-                        "Only limits of a day or a month can be extended; this one can be reset.\n",
-                    );
-                }
-                Some(amount)
-            }
-            _ => {
-                return text(
-                    StatusCode::BAD_REQUEST,
-                    "A grant names one limit and an amount above 0; a reset has no amount.\n",
-                );
-            }
-        };
-        let mut counts = side.subject.change();
-        for rule in &rules {
-            let window = rule.limit.key.window;
-            if let Some(counter) = counts.counter(rule.place) {
-                match granted {
-                    Some(amount) => {
-                        counter.grant(window, amount, now);
-                    }
-                    None => counter.reset(window, now),
-                }
-            }
-        }
-        drop(counts);
-        for rule in &rules {
-            info!(
-                target: "audit",
-                "A limit was eased by an operator. action={verb} subject={} limit={} amount={} from={peer} reason={:?}",
-                side.subject.name,
-                rule.limit.key,
-                granted.unwrap_or(0),
-                change.reason,
-            );
-        }
-        match report(snapshot, tenant, now) {
-            Some(report) => answer(report),
-            None => text(StatusCode::NOT_FOUND, "There is no such tenant.\n"),
-        }
+        assert_eq!(standing_of(&snapshot, DAY, &now)["allowed"], 10);
+        let change = serde_json::from_str("{\"group\": true}").unwrap();
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let answer = ease(&snapshot, "alone", "reset", &change, &now, peer);
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        let answer = ease(&snapshot, "nobody", "reset", &change, &now, peer);
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     }
 }

@@ -264,7 +264,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Ids as the configuration takes them.
-fn id(text: &str) -> Result<String, String> {
+pub(super) fn id(text: &str) -> Result<String, String> {
     let mut bytes = text.bytes();
     let first = bytes
         .next()

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod emulate;
 mod key;
+mod limits;
 mod run;
 mod sources;
 mod usage;
@@ -46,10 +47,11 @@ impl From<Exit> for ExitCode {
         tidegate key new --tenant search         make a key for a tenant\n  \
         tidegate check -c tidegate.yaml          find every mistake in a configuration\n  \
         tidegate run -c tidegate.yaml            serve\n  \
+        tidegate limits show search              what a tenant has used of its limits\n  \
         tidegate usage -c tidegate.yaml          who used how much this month\n\n\
         Exit codes:\n  \
         0  done\n  \
-        1  failed while running (a port is taken, a file cannot be read)\n  \
+        1  failed while running (a port is taken, a file cannot be read, no gateway answers)\n  \
         2  the command line or the configuration is wrong; trying again changes nothing\n\n\
         Signals to a running gateway:\n  \
         HUP        read the configuration and the certificates again; keep the old ones if they are wrong\n  \
@@ -76,6 +78,11 @@ enum Verb {
     Key {
         #[command(subcommand)]
         verb: key::Verb,
+    },
+    /// See how a tenant's limits stand in the running gateway, extend or reset them
+    Limits {
+        #[command(subcommand)]
+        verb: limits::Verb,
     },
     /// Report who used how much, and what it cost
     Usage(usage::Options),
@@ -104,6 +111,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(options) => demo::demo(&options),
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),
+        Verb::Limits { verb } => limits::limits(verb),
         Verb::Usage(options) => usage::usage(&options),
         Verb::Schema => print(&(config::schema::text() + "\n")),
     };

@@ -5,9 +5,11 @@
 //! of [`file`], [`check`] applies the rules and builds [`settings`], which is all that the rest of
 //! the crate sees. [`mistake`] collects what is wrong on the way; [`secret`] follows references;
 //! [`text`], [`money`] and [`calendar`] know how values are written; [`diff`] tells what a reload
-//! changes, [`explain`] where a value comes from, [`whereabouts`] where state is kept. It must not
-//! know of sockets, Pingora, or whether a gateway is running.
+//! changes, [`explain`] where a value comes from, [`whereabouts`] where state is kept, [`admin`]
+//! where operators reach the gateway. It must not know of sockets, Pingora, or whether a gateway is
+//! running.
 
+pub mod admin;
 mod calendar;
 mod check;
 pub mod diff;
@@ -16,7 +18,7 @@ pub mod file;
 pub mod kept;
 mod mistake;
 pub mod money;
-mod nearest;
+pub mod nearest;
 pub mod networks;
 mod overlay;
 mod position;

@@ -11,9 +11,10 @@ use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::counter::{Full, Standing};
 use crate::admission::estimate;
 use crate::admission::reservation::{Ask, Denied, Refused, Shown};
+use crate::config::money::format_money;
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
 use crate::context::{Admitted, Context, Expected, Routed};
-use crate::ledger::cost::{Money, cost};
+use crate::ledger::cost::cost;
 use crate::relay::usage::Usage;
 use crate::request::rate::{self as rates, Gauge, RateLimits};
 use crate::request::refusal::{Code, LimitNote, Refusal};
@@ -80,7 +81,7 @@ impl Gateway {
         let lease = lease.map_err(|refused| match refused {
             Refused::Denied(denied) => {
                 self.metrics.limit_refused(&denied.subject.0, &denied.key);
-                refusal(&denied, at)
+                refusal(&denied, at, &snapshot.settings.accounting.currency)
             }
             Refused::HandedOver => handed_over(),
             Refused::Unknown => Refusal::new(
@@ -162,7 +163,7 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
 }
 
 /// What the caller is told of a limit that has no room.
-fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
+fn refusal(denied: &Denied, at: Timestamp, currency: &str) -> Refusal {
     let Denied {
         subject,
         key,
@@ -198,10 +199,10 @@ fn refusal(denied: &Denied, at: Timestamp) -> Refusal {
         "The limit {} allows {whose} {}: {} used, {} reserved by requests under way, {} asked for. \
          {end}",
         limit_name(key),
-        quantity(key, standing.limit),
-        quantity(key, standing.used),
-        quantity(key, standing.held),
-        quantity(key, *demand),
+        quantity(key, standing.limit, currency),
+        quantity(key, standing.used, currency),
+        quantity(key, standing.held, currency),
+        quantity(key, *demand, currency),
     );
     let rate = match key.quantity {
         Quantity::Requests => RateLimits {
@@ -240,9 +241,9 @@ fn limit_name(key: &LimitKey) -> String {
     }
 }
 
-fn quantity(key: &LimitKey, amount: u64) -> String {
+fn quantity(key: &LimitKey, amount: u64, currency: &str) -> String {
     match key.quantity {
-        Quantity::Cost => Money::from_nanos(amount).to_string(),
+        Quantity::Cost => format_money(u128::from(amount), currency),
         _ => amount.to_string(),
     }
 }

@@ -39,6 +39,8 @@ struct Outcome {
     prompt: Option<u64>,
     /// Tokens seen in passing.
     seen: u64,
+    /// Some of it was certainly content.
+    spoke: bool,
 }
 
 impl Gateway {
@@ -67,7 +69,7 @@ impl Gateway {
         if !outcome.taken {
             return None;
         }
-        let told = outcome.usage.filter(|usage| is_sensible(*usage));
+        let told = outcome.usage.filter(|usage| is_sensible(usage, &outcome));
         if outcome.usage.is_some() && told.is_none() {
             warn!(
                 "An upstream told a usage that cannot be; it is estimated instead. upstream={} request_id={}",
@@ -183,8 +185,9 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
                 taken: whole || seen.first_content || left,
                 whole,
                 usage: seen.usage.filter(|_| last_word),
-                prompt: seen.usage.map(|usage| usage.prompt),
+                prompt: seen.usage.map(|usage| usage.prompt).filter(is_prompt),
                 seen: seen.content_events,
+                spoke: seen.first_content,
             }
         }
         Watch::Whole(scanner) => Outcome {
@@ -193,6 +196,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
             usage: scanner.seen().usage,
             prompt: None,
             seen: sent / BYTES_PER_TOKEN,
+            spoke: false,
         },
         Watch::Nothing => Outcome {
             taken: left,
@@ -202,7 +206,13 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
     }
 }
 
-/// Nobody pays for a number that no model can reach.
-fn is_sensible(usage: Usage) -> bool {
-    usage.prompt <= MOST_TOKENS && usage.completion <= MOST_TOKENS
+/// Nobody pays for a number that no model can reach, and nobody is served for nothing: no prompt is
+/// empty to a model, and what was heard was made of tokens.
+fn is_sensible(usage: &Usage, outcome: &Outcome) -> bool {
+    let silent = usage.completion == 0 && outcome.spoke;
+    is_prompt(&usage.prompt) && usage.completion <= MOST_TOKENS && !silent
+}
+
+fn is_prompt(tokens: &u64) -> bool {
+    (1..=MOST_TOKENS).contains(tokens)
 }

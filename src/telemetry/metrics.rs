@@ -87,7 +87,7 @@ metrics! {
     tokens: IntCounterVec = counters("tokens_total", "Tokens as the upstream reported them; prompt includes cached, completion includes reasoning.", &["tenant", "model", "kind"]);
     usage_missing: IntCounterVec = counters("usage_missing_total", "Answers that ended without reporting usage.", &["upstream"]);
     overhead: HistogramVec = histograms("overhead_seconds", "The gateway's own work, waits left out, by phase.", &["phase"], OVERHEAD_BUCKETS);
-    usage_nonsensical: IntCounterVec = counters("usage_nonsensical_total", "Answers whose reported usage no model can reach; estimated instead.", &["upstream"]);
+    usage_nonsensical: IntCounterVec = counters("usage_nonsensical_total", "Answers whose reported usage cannot be; estimated instead.", &["upstream"]);
     usage_estimated: IntCounterVec = counters("usage_estimated_total", "Answers charged by an estimate, since their usage was not told.", &["tenant", "model", "upstream"]);
     cost: CounterVec = float_counters("cost_total", "What answers cost by the price table, in the accounting currency.", &["tenant", "model", "upstream"]);
     cache_savings: CounterVec = float_counters("cache_savings_total", "What answers would have cost more without the provider's cache, in the accounting currency.", &["tenant", "model", "upstream"]);

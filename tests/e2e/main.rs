@@ -30,6 +30,7 @@ mod identity;
 mod key_command;
 mod key_sets;
 mod lifecycle;
+mod limits;
 mod passthrough;
 mod poisoned;
 mod rotation;
