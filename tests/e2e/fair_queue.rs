@@ -207,6 +207,42 @@ fn a_queue_has_an_end_and_may_be_none() {
 }
 
 #[test]
+fn one_who_fills_the_queue_makes_room_for_the_others() {
+    let emulator = Emulator::quick();
+    let config = with_tenant(places(&emulator, 1), "crowd", "equal");
+    let config = with_tenant(config, "other", "equal").set("/queue/max_length", json!(6));
+    let gateway = Gateway::start(config);
+    let blocker = block(&gateway, 1);
+    let mut crowd: Vec<_> = (0..6)
+        .map(|number| {
+            let wire = ask(&gateway, "crowd", &from("crowd"));
+            in_flight_are(&gateway, 2 + number);
+            wire
+        })
+        .collect();
+    let refused = |wire: &mut Wire| {
+        let answer = wire.answer();
+        assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+        assert!(answer.header("retry-after").is_some());
+    };
+    refused(&mut ask(&gateway, "crowd", &from("crowd")));
+    let mut others: Vec<_> = (0..3)
+        .map(|_| ask(&gateway, "other", &from("other")))
+        .collect();
+    // Half of the queue; the crowd's newest make room, and one more of either gets no more of it.
+    crowd.split_off(3).iter_mut().for_each(refused);
+    refused(&mut ask(&gateway, "other", &from("other")));
+    refused(&mut ask(&gateway, "crowd", &from("crowd")));
+    in_flight_are(&gateway, 7);
+    drop(blocker);
+    for wire in crowd.iter_mut().chain(&mut others) {
+        assert_eq!(wire.answer().status, 200);
+    }
+    let order = order(&emulator);
+    assert_eq!(order.iter().filter(|whose| *whose == "other").count(), 3);
+}
+
+#[test]
 fn who_waits_goes_on_waiting_over_a_reload_and_profits_by_it() {
     let emulator = Emulator::quick();
     let gateway = Gateway::start(places(&emulator, 1));

@@ -185,6 +185,44 @@ async fn a_full_queue_and_a_hopeless_wait_are_told_apart() {
 }
 
 #[tokio::test]
+async fn one_who_fills_the_queue_gives_way_to_those_who_have_none_in_it() {
+    let lane = lane(&[1], 4);
+    let held = choose(&lane).unwrap();
+    let mut crowd: Vec<_> = (0..4).map(|_| wait(&lane, "crowd")).collect();
+    let alone = wait(&lane, "alone");
+    let newest = crowd.pop().unwrap().await;
+    assert!(
+        matches!(newest, Err(NotServed::QueueFull { .. })),
+        "{newest:?}"
+    );
+    let more = try_wait(&lane, "crowd", SOON).map(|_| ());
+    assert!(matches!(more, Err(NotServed::QueueFull { .. })), "{more:?}");
+    let observed = lane.observed();
+    assert_eq!((observed.waiting, observed.queue_full), (4, 2));
+    drop(held);
+    let first = crowd.remove(0);
+    drop(first.await.unwrap());
+    drop(alone.await.unwrap());
+    drop(crowd);
+    assert_eq!((in_flight(&lane), lane.observed().waiting), (0, 0));
+    assert_eq!(lane.line.waiting_anywhere.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn nobody_gives_way_to_one_who_could_not_be_served_in_time() {
+    let lane = lane(&[1], 2);
+    let _held = choose(&lane).unwrap();
+    lane.line.held_for(Duration::from_secs(10));
+    let _crowd = (wait(&lane, "crowd"), wait(&lane, "crowd"));
+    let hasty = try_wait(&lane, "alone", Duration::from_secs(5)).map(|_| ());
+    assert!(matches!(hasty, Err(NotServed::TooLong { .. })), "{hasty:?}");
+    assert_eq!(
+        (lane.observed().waiting, lane.observed().queue_full),
+        (2, 0)
+    );
+}
+
+#[tokio::test]
 async fn who_waits_too_long_is_told_so_and_no_longer_waits() {
     let lane = lane(&[1], 10);
     let _held = choose(&lane).unwrap();
