@@ -209,7 +209,7 @@ fn seek(ctx: &mut Context, lanes: &[Arc<Lane>], now: Instant) -> Option<Box<Http
     let mut full = None;
     while let Some(lane) = lanes.get(ctx.attempts.lane) {
         let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
-        if !lane.pool.is_ready(now) && later.iter().any(|lane| lane.pool.is_ready(now)) {
+        if !lane.is_ready(now) && later.iter().any(|lane| lane.is_ready(now)) {
             ctx.attempts.next_lane();
             continue;
         }

@@ -303,6 +303,22 @@ fn a_429_lowers_the_ceiling_and_pumping_raises_it_again() {
     drop(held);
 }
 
+#[test]
+fn a_429_rests_an_account_for_the_model_that_was_asked_for_alone() {
+    let registry = Registry::default();
+    let [first, second] = lanes(&registry, upstream(&[5], &[None]), 10);
+    let now = Instant::now();
+    let minute = Duration::from_secs(60);
+    first.rest(0, now, minute);
+    assert_eq!((first.is_ready(now), second.is_ready(now)), (false, true));
+    // It outlives a reload, and ends by itself.
+    let [newer, _] = lanes(&registry, upstream(&[5], &[None]), 10);
+    assert!(newer.rests(now).all(|resting| resting));
+    assert!(newer.is_ready(now + minute));
+    first.pool.accounts[0].rest.rest(now, minute);
+    assert!(!second.is_ready(now));
+}
+
 /// Many tasks that come, wait, leave at any moment and hold for a while; whatever they do, the
 /// ceilings hold and every place comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
