@@ -200,8 +200,10 @@ impl Gateway {
                 accounts: attempt.lane.width(),
                 endpoints: pool.endpoints.len(),
                 addresses,
+                queue: attempt.lane.is_queued_for(),
             };
-            retry::set_aside(&mut ctx.attempts.tried, avoid, &attempt.chosen, choice);
+            let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
+            retry::set_aside(&mut ctx.attempts.tried, avoid, account, endpoint, choice);
         }
         if failure.blames_endpoint()
             && let Some(attempt) = &ctx.attempts.current

@@ -112,6 +112,12 @@ impl Rest {
         self.until.load(Ordering::Acquire) > self.millis(now)
     }
 
+    /// How long it still rests; zero if it does not.
+    pub fn left(&self, now: Instant) -> Duration {
+        let until = self.until.load(Ordering::Acquire);
+        Duration::from_millis(until.saturating_sub(self.millis(now)))
+    }
+
     fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
@@ -182,6 +188,8 @@ mod tests {
         rest.rest(start, Duration::from_secs(1));
         assert!(rest.is_resting(start + Duration::from_secs(4)));
         assert!(!rest.is_resting(start + Duration::from_secs(5)));
+        let left = |after| rest.left(start + Duration::from_secs(after));
+        assert_eq!([left(1), left(9)], [Duration::from_secs(4), Duration::ZERO]);
     }
 
     #[test]

@@ -89,9 +89,9 @@ impl Lane {
     /// The same without regard to those who wait.
     pub(super) fn take(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-        let patience = match self.max_length {
-            0 => Patience::None,
-            _ => Patience::Some,
+        let patience = match self.is_queued_for() {
+            false => Patience::None,
+            true => Patience::Some,
         };
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
@@ -127,6 +127,29 @@ impl Lane {
     /// Is there an endpoint that is in, and an account that is awake?
     pub fn is_ready(&self, now: Instant) -> bool {
         self.pool.is_reachable(now) && self.awake(now).next().is_some()
+    }
+
+    /// May a request wait for a place?
+    pub fn is_queued_for(&self) -> bool {
+        self.max_length > 0
+    }
+
+    /// How long it is until an account that is left to try has rested, if there is one that is
+    /// waited for.
+    pub(super) fn rested_in(&self, tried: &Tried, now: Instant) -> Duration {
+        let accounts = self.pool.accounts.iter().zip(&self.places).enumerate();
+        let left = || {
+            let left = accounts.clone();
+            left.filter(|(index, _)| !tried.accounts.contains(index))
+        };
+        if !left().any(|(_, (_, place))| place.rest.is_resting(now)) {
+            return Duration::ZERO;
+        }
+        let rests = left().map(|(_, (account, place))| {
+            let whole = account.rest.left(now);
+            whole.max(place.rest.left(now))
+        });
+        rests.min().unwrap_or_default()
     }
 
     /// The places of accounts that rest neither as a whole nor for this model.
@@ -238,7 +261,8 @@ impl Lane {
             .map(|(index, (account, place))| AccountView {
                 in_flight: place.get(),
                 ceiling: place.ceiling(),
-                resting: account.rest.is_resting(now) || place.rest.is_resting(now),
+                resting: account.rest.is_resting(now),
+                limited: place.rest.is_resting(now),
                 tried: tried.accounts.contains(&index),
             })
             .collect()

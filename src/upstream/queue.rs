@@ -400,6 +400,7 @@ impl Lane {
             let mut places = line.places.lock();
             let ahead = places.ahead(&who.tenant, who.priority);
             let wait = line.wait(ahead, self.breadth(now));
+            let wait = wait.max(self.rested_in(tried, now));
             let room = self.room(&places, &who);
             let refused = match room {
                 Room::None => Some(NotServed::QueueFull { wait }),
@@ -443,7 +444,8 @@ impl Lane {
             return Room::Free;
         }
         // Without a queue, those of an earlier configuration wait until they are served.
-        let ticket = (self.max_length > 0)
+        let ticket = self
+            .is_queued_for()
             .then(|| places.gives_way(&who.tenant, who.weight, who.priority))
             .flatten();
         ticket.map_or(Room::None, Room::Of)

@@ -126,7 +126,10 @@ fn a_connection_that_breaks_before_the_answer_is_tried_again() {
 
 #[test]
 fn when_all_fail_the_tenant_is_told_honestly_and_when_to_come_back() {
-    let (emulator, gateway) = two_accounts();
+    let emulator = Emulator::start(Emulator::with_accounts(2));
+    // With a queue, accounts at their limit would be waited for.
+    let config = Config::for_emulator(&emulator).set("/queue/max_length", json!(0));
+    let gateway = Gateway::start(config);
     for (status, told, code, kind, anthropic_kind) in [
         (
             503,

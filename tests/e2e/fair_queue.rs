@@ -243,6 +243,41 @@ fn one_who_fills_the_queue_makes_room_for_the_others() {
 }
 
 #[test]
+fn the_only_account_is_asked_again_when_it_has_rested() {
+    let emulator = Emulator::quick();
+    let gateway = Gateway::start(places(&emulator, 5).set("/queue/max_wait", json!("4s")));
+    let limited = |words: &str| chat(&format!("[[fault:status=429,{words}]] hi"));
+    let began = Instant::now();
+    let answer = gateway.post(PATH, &limited("times=1"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(began.elapsed() >= Duration::from_millis(990));
+    let line = gateway.access_line(answer.header("x-request-id").unwrap());
+    assert_eq!(line["attempts"], json!(2));
+    assert!(line["queued_ms"].as_f64().unwrap() >= 900.0, "{line}");
+    // No more often than anything is tried.
+    emulator.forget_calls();
+    let answer = gateway.post(PATH, &limited("times=9"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (429, "upstream_rate_limited")
+    );
+    assert_eq!(emulator.calls().len(), 3);
+    // A rest for which there is no time is not waited for, by the next one neither.
+    let began = Instant::now();
+    let answer = gateway.post(PATH, &limited("retry_after=30"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (429, "upstream_rate_limited")
+    );
+    assert_eq!(answer.header("retry-after"), Some("30"));
+    let answer = gateway.post(PATH, &chat("hi"));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((28..=30).contains(&wait), "{wait}");
+    assert!(began.elapsed() < Duration::from_millis(2500));
+}
+
+#[test]
 fn who_waits_goes_on_waiting_over_a_reload_and_profits_by_it() {
     let emulator = Emulator::quick();
     let gateway = Gateway::start(places(&emulator, 1));

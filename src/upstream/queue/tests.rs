@@ -319,6 +319,35 @@ fn a_429_rests_an_account_for_the_model_that_was_asked_for_alone() {
     assert!(!second.is_ready(now));
 }
 
+#[tokio::test]
+async fn an_account_at_its_limit_is_waited_for_until_it_has_rested() {
+    let lane = lane_resting(Duration::from_secs(7), Instant::now());
+    assert_eq!(choose(&lane).unwrap_err(), NoChoice::Full);
+    // Whoever has not so much time need not wait for it.
+    let hasty = try_wait(&lane, "a", Duration::from_secs(3)).map(|_| ());
+    let Err(NotServed::TooLong { wait: told }) = hasty else {
+        panic!("{hasty:?}");
+    };
+    assert!(told > Duration::from_secs(3) && told <= Duration::from_secs(7));
+    let began = Instant::now();
+    let short = lane_resting(Duration::from_millis(40), began);
+    let mut waiting = wait(&short, "a");
+    let chosen = loop {
+        tokio::select! {
+            biased;
+            served = &mut waiting => break served,
+            () = tokio::time::sleep(Duration::from_millis(2)) => short.pump(Instant::now()),
+        }
+    };
+    assert!(chosen.is_ok() && began.elapsed() >= Duration::from_millis(39));
+}
+
+fn lane_resting(pause: Duration, now: Instant) -> Arc<Lane> {
+    let lane = lane(&[5], 10);
+    lane.rest(0, now, pause);
+    lane
+}
+
 /// Many tasks that come, wait, leave at any moment and hold for a while; whatever they do, the
 /// ceilings hold and every place comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
