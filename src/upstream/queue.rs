@@ -60,6 +60,14 @@ impl NotServed {
             Self::Exhausted => "exhausted",
         }
     }
+
+    /// How long another one would have to wait; `None` if it is not a matter of time.
+    pub fn wait(self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { wait } | Self::TooLong { wait } | Self::Late { wait } => Some(wait),
+            Self::Exhausted => None,
+        }
+    }
 }
 
 /// What can be seen of a line, for metrics. Counts are since the start.

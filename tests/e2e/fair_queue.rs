@@ -278,6 +278,41 @@ fn the_only_account_is_asked_again_when_it_has_rested() {
 }
 
 #[test]
+fn who_is_turned_away_by_one_variants_queue_waits_in_the_next_ones() {
+    let emulator = Emulator::quick();
+    let variants = json!([
+        {"upstream": "deepseek", "model": "deepseek-v4-pro"},
+        {"upstream": "deepseek", "model": "deepseek-flash"},
+    ]);
+    let both = json!({"deepseek-flash": 1, "deepseek-v4-pro": 1});
+    let config = places(&emulator, 1)
+        .set("/upstreams/0/accounts/0/max_concurrent", both)
+        .set("/queue/max_length", json!(1))
+        .set("/models/both", json!({"variants": variants}));
+    let gateway = Gateway::start(config);
+    let both = |body: Value| with(body, "model", json!("both"));
+    let mut blockers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = gateway.stream(PATH, &both(chat_stream(LONG)));
+            stream.read_until("data: ");
+            stream
+        })
+        .collect();
+    let mut first = ask(&gateway, "acme", &both(from("first")));
+    in_flight_are(&gateway, 3);
+    let mut second = ask(&gateway, "acme", &both(from("second")));
+    in_flight_are(&gateway, 4);
+    let answer = gateway.post(PATH, &both(chat("hi")));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    // The second variant's place, and so its queue.
+    blockers.pop();
+    assert_eq!(second.answer().status, 200);
+    drop(blockers);
+    assert_eq!(first.answer().status, 200);
+    assert_eq!(order(&emulator), ["second", "first"]);
+}
+
+#[test]
 fn who_waits_goes_on_waiting_over_a_reload_and_profits_by_it() {
     let emulator = Emulator::quick();
     let gateway = Gateway::start(places(&emulator, 1));
