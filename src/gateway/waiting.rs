@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Version;
+use jiff::Timestamp;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 use tokio::time::sleep_until;
@@ -106,7 +107,12 @@ fn keep_alive(ctx: &Context) -> Option<Duration> {
 /// A comment, and before the first one the head of the answer that is to come.
 async fn say_waiting(session: &mut Session, ctx: &mut Context) -> Result<()> {
     if !ctx.answer.opened {
-        let head = forward::stream_head(ctx.family, &ctx.request_id)?;
+        let mut head = forward::stream_head(ctx.family, &ctx.request_id)?;
+        if let Some(admitted) = &ctx.admitted {
+            admitted
+                .shown
+                .put(&mut head, ctx.family, Timestamp::now())?;
+        }
         ctx.answer.opened = true;
         session.write_response_header(Box::new(head), false).await?;
     }

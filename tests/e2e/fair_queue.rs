@@ -354,6 +354,44 @@ fn kept_alive(emulator: &Emulator, counts: &[u32]) -> Gateway {
     Gateway::start(config.set("/queue/keep_alive", json!("1s")))
 }
 
+#[test]
+fn a_stream_that_waits_is_told_of_its_limits_as_any_answer_is() {
+    let emulator = Emulator::quick();
+    let config = accounts(Config::for_emulator(&emulator), &[1])
+        .set("/queue/keep_alive", json!("1s"))
+        .set(
+            "/plans/limited",
+            json!({"requests_per_minute": 60}),
+        )
+        .set("/tenants/0/plan", json!("limited"));
+    let gateway = Gateway::start(config);
+    let blocker = block(&gateway, 1);
+    let mut streams = [
+        (PATH, chat_stream("hello"), "x-ratelimit-limit-requests"),
+        (
+            "/anthropic/v1/messages",
+            message_stream("hello"),
+            "anthropic-ratelimit-requests-limit",
+        ),
+    ]
+    .map(|(path, body, name)| {
+        let mut wire = gateway.connect();
+        wire.send(&Request::post(path, &body).key("acme").to_bytes());
+        let mut stream = wire.stream();
+        assert_eq!(stream.header(name), Some("60"));
+        stream.read_until(": waiting\n\n");
+        stream
+    });
+    let remaining = streams[0].header("x-ratelimit-remaining-requests");
+    let remaining: u64 = remaining.unwrap().parse().unwrap();
+    assert!((57..=59).contains(&remaining), "{remaining}");
+    assert!(streams[0].header("x-ratelimit-reset-requests").is_some());
+    drop(blocker);
+    streams.iter_mut().for_each(|stream| {
+        stream.read_until("data: ");
+    });
+}
+
 fn comments(text: &str) -> usize {
     text.matches(": waiting\n\n").count()
 }
