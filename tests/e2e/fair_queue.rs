@@ -359,10 +359,7 @@ fn a_stream_that_waits_is_told_of_its_limits_as_any_answer_is() {
     let emulator = Emulator::quick();
     let config = accounts(Config::for_emulator(&emulator), &[1])
         .set("/queue/keep_alive", json!("1s"))
-        .set(
-            "/plans/limited",
-            json!({"requests_per_minute": 60}),
-        )
+        .set("/plans/limited", json!({"requests_per_minute": 60}))
         .set("/tenants/0/plan", json!("limited"));
     let gateway = Gateway::start(config);
     let blocker = block(&gateway, 1);
@@ -454,6 +451,34 @@ fn over_http2_too() {
     });
     assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
     assert_eq!(emulator.calls().len(), 2);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_comments_keeps_no_place_from_the_others() {
+    let emulator = Emulator::quick();
+    let gateway = kept_alive(&emulator, &[1]);
+    let blocker = block(&gateway, 1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (answer, sender) = runtime.block_on(async {
+        let mut sender = h2::connect_narrow(gateway.address(), 4).await;
+        let body = h2::sized(Bytes::from(chat_stream("hello").to_string()));
+        // The head is there, and most of the first comment is not.
+        let answer = sender.send_request(h2::post(PATH, body)).await.unwrap();
+        (answer, sender)
+    });
+    let id = answer.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let mut other = ask(&gateway, "acme", &chat("hello"));
+    in_flight_are(&gateway, 3);
+    let began = Instant::now();
+    drop(blocker);
+    assert_eq!(other.answer().status, 200);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let line = gateway.access_line(&id);
+    assert_eq!(line["ending"], json!("client_gone"), "{line}");
+    drop((answer, sender));
 }
 
 #[test]
