@@ -10,11 +10,15 @@
 //! request of its waits; then it is its turn. With two classes that makes at least every eighth
 //! grant the lower one's, with three at least every ninth.
 //!
+//! A request has a need, by which it can be told that it cannot be served now, and with it all that
+//! need the same. They keep their places, and a search passes them over however many they are.
+//!
 //! The line's length is for its owner to bound. Where it is full, [`FairQueue::gives_way`] says who
 //! leaves for a newcomer, so that nobody can fill it alone: of the requests that wait, each tenant
 //! has a share by its weight, and at least one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::config::settings::Priority;
@@ -24,14 +28,14 @@ pub const PATIENCE: u32 = 7;
 /// Virtual time of one request with weight 1; a multiple of most weights, and large enough that
 /// rounding does not matter at 1000.
 const COST: u64 = 1 << 24;
-/// Waiting requests that one search looks at before it gives up.
-const LONGEST_LOOK: usize = 64;
 
-/// A bounded queue, fair between tenants `K`.
+/// A queue, fair between tenants `K`, of requests `T` with needs `N`. Of needs there are few.
 #[derive(Debug)]
-pub struct FairQueue<K, T> {
+pub struct FairQueue<K, N, T> {
     /// High, normal, low.
-    classes: [Class<K, T>; 3],
+    classes: [Class<K, N, T>; 3],
+    /// How many have each need.
+    needs: HashMap<N, usize>,
     arrivals: u64,
 }
 
@@ -58,15 +62,13 @@ impl<K> Ticket<K> {
 pub enum Look {
     /// It is served.
     Take,
-    /// It cannot be served now; perhaps a later one can.
+    /// Nobody of its need can be served now; perhaps another can.
     Next,
-    /// Nobody can be served now.
-    Stop,
 }
 
 #[derive(Debug)]
-struct Class<K, T> {
-    flows: HashMap<K, Flow<T>>,
+struct Class<K, N, T> {
+    flows: HashMap<K, Flow<N, T>>,
     /// Tag and arrival of the first request of each tenant that waits.
     order: BTreeSet<(u64, u64, K)>,
     /// Tenants that wait for nothing and have had more than their share, by when they are even.
@@ -80,20 +82,23 @@ struct Class<K, T> {
 
 /// One tenant's requests.
 #[derive(Debug)]
-struct Flow<T> {
+struct Flow<N, T> {
     /// By arrival.
-    waiting: BTreeMap<u64, Waiting<T>>,
+    waiting: BTreeMap<u64, Waiting<N, T>>,
+    /// Arrivals by need.
+    by_need: HashMap<N, BTreeSet<u64>>,
     /// The tag of its next request.
     tag: u64,
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct Waiting<N, T> {
     weight: u32,
+    need: N,
     item: T,
 }
 
-impl<K, T> Default for FairQueue<K, T> {
+impl<K, N, T> Default for FairQueue<K, N, T> {
     fn default() -> Self {
         let class = || Class {
             flows: HashMap::new(),
@@ -105,12 +110,13 @@ impl<K, T> Default for FairQueue<K, T> {
         };
         Self {
             classes: [class(), class(), class()],
+            needs: HashMap::new(),
             arrivals: 0,
         }
     }
 }
 
-impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
+impl<K: Clone + Eq + Hash + Ord, N: Clone + Eq + Hash, T> FairQueue<K, N, T> {
     /// How many wait.
     pub fn len(&self) -> usize {
         self.classes.iter().map(|class| class.waiting).sum()
@@ -121,27 +127,37 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
     }
 
     /// Takes a request in. `weight` is 1 to 1000.
-    pub fn push(&mut self, tenant: K, weight: u32, priority: Priority, item: T) -> Ticket<K> {
+    pub fn push(
+        &mut self,
+        tenant: K,
+        weight: u32,
+        priority: Priority,
+        need: N,
+        item: T,
+    ) -> Ticket<K> {
         self.arrivals += 1;
+        *self.needs.entry(need.clone()).or_default() += 1;
         let ticket = Ticket {
             tenant,
             priority,
             arrival: self.arrivals,
         };
-        self.class(priority).push(&ticket, weight, item);
+        let waiting = Waiting { weight, need, item };
+        self.class(priority).push(&ticket, waiting);
         ticket
     }
 
     /// Takes a request out that was not served. `None` if it was.
     pub fn remove(&mut self, ticket: &Ticket<K>) -> Option<T> {
         let class = self.class(ticket.priority);
-        let taken = class.take(&ticket.tenant, ticket.arrival, false);
-        taken.map(|waiting| waiting.item)
+        let taken = class.take(&ticket.tenant, ticket.arrival, false)?;
+        Some(self.needs_no_more(taken))
     }
 
-    /// The next request that `look` takes, in the order of fairness.
+    /// The next request that `look` takes, in the order of fairness. Looks once at each need, and
+    /// at every tenant that waits if there are several needs.
     pub fn pop_first(&mut self, mut look: impl FnMut(&T) -> Look) -> Option<T> {
-        let mut left = LONGEST_LOOK;
+        let mut stuck = HashSet::new();
         let mut found = None;
         'search: for index in self.turns() {
             let class = self.classes.get(index)?;
@@ -149,18 +165,14 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
                 let Some(flow) = class.flows.get(tenant) else {
                     continue;
                 };
-                for (arrival, waiting) in &flow.waiting {
-                    if left == 0 {
-                        return None;
+                while let Some((arrival, waiting)) = flow.first_but(&stuck) {
+                    if look(&waiting.item) == Look::Take {
+                        found = Some((index, tenant.clone(), arrival));
+                        break 'search;
                     }
-                    left -= 1;
-                    match look(&waiting.item) {
-                        Look::Take => {
-                            found = Some((index, tenant.clone(), *arrival));
-                            break 'search;
-                        }
-                        Look::Next => {}
-                        Look::Stop => return None,
+                    stuck.insert(&waiting.need);
+                    if stuck.len() == self.needs.len() {
+                        return None;
                     }
                 }
             }
@@ -174,8 +186,18 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
             }
         }
         let class = self.classes.get_mut(served)?;
-        let taken = class.take(&tenant, arrival, true);
-        taken.map(|waiting| waiting.item)
+        let taken = class.take(&tenant, arrival, true)?;
+        Some(self.needs_no_more(taken))
+    }
+
+    fn needs_no_more(&mut self, taken: Waiting<N, T>) -> T {
+        if let Entry::Occupied(mut count) = self.needs.entry(taken.need) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        taken.item
     }
 
     /// How many of those that wait would be served before a newcomer. Exact within a class, an
@@ -227,7 +249,7 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
         })
     }
 
-    fn class(&mut self, priority: Priority) -> &mut Class<K, T> {
+    fn class(&mut self, priority: Priority) -> &mut Class<K, N, T> {
         let [high, normal, low] = &mut self.classes;
         match priority {
             Priority::High => high,
@@ -250,14 +272,15 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
     }
 }
 
-impl<K: Clone + Eq + Hash + Ord, T> Class<K, T> {
-    fn push(&mut self, ticket: &Ticket<K>, weight: u32, item: T) {
+impl<K: Clone + Eq + Hash + Ord, N: Clone + Eq + Hash, T> Class<K, N, T> {
+    fn push(&mut self, ticket: &Ticket<K>, waiting: Waiting<N, T>) {
         let clock = self.clock;
         let flow = self
             .flows
             .entry(ticket.tenant.clone())
             .or_insert_with(|| Flow {
                 waiting: BTreeMap::new(),
+                by_need: HashMap::new(),
                 tag: clock,
             });
         if flow.waiting.is_empty() {
@@ -266,16 +289,17 @@ impl<K: Clone + Eq + Hash + Ord, T> Class<K, T> {
             let place = (flow.tag, ticket.arrival, ticket.tenant.clone());
             self.order.insert(place);
         }
-        flow.waiting
-            .insert(ticket.arrival, Waiting { weight, item });
+        let alike = flow.by_need.entry(waiting.need.clone()).or_default();
+        alike.insert(ticket.arrival);
+        flow.waiting.insert(ticket.arrival, waiting);
         self.waiting += 1;
     }
 
     /// Takes one out; if it was `served`, its tenant pays for it.
-    fn take(&mut self, tenant: &K, arrival: u64, served: bool) -> Option<Waiting<T>> {
+    fn take(&mut self, tenant: &K, arrival: u64, served: bool) -> Option<Waiting<N, T>> {
         let flow = self.flows.get_mut(tenant)?;
         let first = *flow.waiting.keys().next()?;
-        let taken = flow.waiting.remove(&arrival)?;
+        let taken = flow.take(arrival)?;
         self.waiting -= 1;
         self.order.remove(&(flow.tag, first, tenant.clone()));
         if served {
@@ -353,7 +377,28 @@ impl<K: Clone + Eq + Hash + Ord, T> Class<K, T> {
     }
 }
 
-impl<T> Flow<T> {
+impl<N: Clone + Eq + Hash, T> Flow<N, T> {
+    fn take(&mut self, arrival: u64) -> Option<Waiting<N, T>> {
+        let taken = self.waiting.remove(&arrival)?;
+        if let Some(alike) = self.by_need.get_mut(&taken.need) {
+            alike.remove(&arrival);
+            if alike.is_empty() {
+                self.by_need.remove(&taken.need);
+            }
+        }
+        Some(taken)
+    }
+
+    /// Its first request whose need is none of these.
+    fn first_but(&self, stuck: &HashSet<&N>) -> Option<(u64, &Waiting<N, T>)> {
+        let others = self
+            .by_need
+            .iter()
+            .filter(|(need, _)| !stuck.contains(need));
+        let first = others.filter_map(|(_, alike)| alike.first()).min()?;
+        Some((*first, self.waiting.get(first)?))
+    }
+
     /// Its last request, and the weight that it has by it.
     fn newest(&self) -> Option<(u64, u32)> {
         let (arrival, waiting) = self.waiting.last_key_value()?;

@@ -27,7 +27,7 @@ pub struct Lane {
 }
 
 /// Which accounts and endpoints one request has used up.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tried {
     pub accounts: Vec<usize>,
     pub endpoints: Vec<usize>,

@@ -120,7 +120,7 @@ pub(super) struct Line {
     waiting: AtomicUsize,
     /// Something has changed since whoever hands out places began to look.
     again: AtomicBool,
-    places: Mutex<FairQueue<TenantId, Entry>>,
+    places: Mutex<FairQueue<TenantId, Need, Entry>>,
     /// Mean time for which a place is held, in microseconds.
     hold: AtomicU64,
     counts: Counts,
@@ -137,6 +137,14 @@ struct Counts {
 }
 
 type Grant = Result<Chosen, NotServed>;
+
+/// What a request can be served with: what is full for one is full for all that need the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Need {
+    /// Where the lane stands in memory, and stays as long as somebody waits with it.
+    lane: usize,
+    tried: Tried,
+}
 
 struct Entry {
     /// Of the waiter's own configuration.
@@ -172,29 +180,16 @@ impl Line {
         }
     }
 
-    fn hand_out(&self, places: &mut FairQueue<TenantId, Entry>) {
+    fn hand_out(&self, places: &mut FairQueue<TenantId, Need, Entry>) {
         let now = Instant::now();
         while self.is_waited_in() {
             let mut grant = None;
-            let mut full: Option<Arc<Lane>> = None;
             let entry = places.pop_first(|entry| {
-                // What is full for one is full for all of the same configuration.
-                if full
-                    .as_ref()
-                    .is_some_and(|lane| Arc::ptr_eq(lane, &entry.lane))
-                {
-                    return Look::Next;
-                }
-                match entry.lane.take(&entry.tried, now) {
-                    Ok(chosen) => grant = Some(Ok(chosen)),
-                    Err(NoChoice::Exhausted) => grant = Some(Err(NotServed::Exhausted)),
-                    Err(NoChoice::Full) => {
-                        if entry.tried.accounts.is_empty() && entry.tried.endpoints.is_empty() {
-                            full = Some(entry.lane.clone());
-                        }
-                        return Look::Next;
-                    }
-                }
+                grant = match entry.lane.take(&entry.tried, now) {
+                    Ok(chosen) => Some(Ok(chosen)),
+                    Err(NoChoice::Exhausted) => Some(Err(NotServed::Exhausted)),
+                    Err(NoChoice::Full) => return Look::Next,
+                };
                 Look::Take
             });
             let (Some(entry), Some(grant)) = (entry, grant) else {
@@ -236,7 +231,7 @@ impl Line {
     /// Refuses somebody who waits, for a newcomer.
     fn make_way(
         &self,
-        places: &mut FairQueue<TenantId, Entry>,
+        places: &mut FairQueue<TenantId, Need, Entry>,
         ticket: &Ticket<TenantId>,
         now: Instant,
     ) {
@@ -433,7 +428,11 @@ impl Lane {
                 tried: tried.clone(),
                 grant,
             };
-            places.push(who.tenant.clone(), who.weight, who.priority, entry)
+            let need = Need {
+                lane: Arc::as_ptr(self).addr(),
+                tried: tried.clone(),
+            };
+            places.push(who.tenant.clone(), who.weight, who.priority, need, entry)
         };
         fence(Ordering::SeqCst);
         line.pump();
@@ -447,7 +446,7 @@ impl Lane {
         })
     }
 
-    fn room(&self, places: &FairQueue<TenantId, Entry>, who: &Waiter) -> Room {
+    fn room(&self, places: &FairQueue<TenantId, Need, Entry>, who: &Waiter) -> Room {
         if places.len() < self.max_length {
             return Room::Free;
         }

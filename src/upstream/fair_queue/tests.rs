@@ -3,17 +3,21 @@ use proptest::prelude::*;
 use super::*;
 
 type Tenant = u8;
+type Need = u8;
+
+/// A need that all have who are not picky.
+const ANY: Need = 0;
 
 fn take<T>(_: &T) -> Look {
     Look::Take
 }
 
-fn pop<T>(queue: &mut FairQueue<Tenant, T>) -> Option<T> {
+fn pop<T>(queue: &mut FairQueue<Tenant, Need, T>) -> Option<T> {
     queue.pop_first(take)
 }
 
-fn normal(queue: &mut FairQueue<Tenant, Tenant>, tenant: Tenant, weight: u32) {
-    queue.push(tenant, weight, Priority::Normal, tenant);
+fn normal(queue: &mut FairQueue<Tenant, Need, Tenant>, tenant: Tenant, weight: u32) {
+    queue.push(tenant, weight, Priority::Normal, ANY, tenant);
 }
 
 #[test]
@@ -69,9 +73,9 @@ fn absence_earns_nothing_and_leaving_saves_nothing() {
 fn a_lower_class_waits_for_its_turn_but_not_for_ever() {
     let mut queue = FairQueue::default();
     for number in 0..300 {
-        queue.push(1, 1, Priority::High, (Priority::High, number));
-        queue.push(2, 1, Priority::Normal, (Priority::Normal, number));
-        queue.push(3, 1, Priority::Low, (Priority::Low, number));
+        queue.push(1, 1, Priority::High, ANY, (Priority::High, number));
+        queue.push(2, 1, Priority::Normal, ANY, (Priority::Normal, number));
+        queue.push(3, 1, Priority::Low, ANY, (Priority::Low, number));
     }
     let order: Vec<_> = (0..270).filter_map(|_| pop(&mut queue)).collect();
     for window in order.windows(9) {
@@ -90,13 +94,35 @@ fn a_lower_class_waits_for_its_turn_but_not_for_ever() {
 fn who_cannot_be_served_is_passed_over_and_keeps_the_place() {
     let mut queue = FairQueue::default();
     for tenant in 1..=3 {
-        normal(&mut queue, tenant, 1);
+        queue.push(tenant, 1, Priority::Normal, tenant, tenant);
     }
     let look = |tenant: &Tenant| if *tenant == 1 { Look::Next } else { Look::Take };
     assert_eq!(queue.pop_first(look), Some(2));
-    assert_eq!(queue.pop_first(|_| Look::Stop), None);
+    assert_eq!(queue.pop_first(|_| Look::Next), None);
     assert_eq!(pop(&mut queue), Some(1));
     assert_eq!(pop(&mut queue), Some(3));
+}
+
+#[test]
+fn however_many_are_stuck_they_hide_nobody_and_are_asked_once() {
+    let mut queue = FairQueue::default();
+    for number in 0..5_000u32 {
+        let (tenant, need) = if number % 2 == 0 { (1, 1) } else { (2, 2) };
+        queue.push(tenant, 1, Priority::High, need, need);
+    }
+    queue.push(1, 1, Priority::Low, 3, 3);
+    let mut asked = Vec::new();
+    let served = queue.pop_first(|need| {
+        asked.push(*need);
+        if *need == 3 { Look::Take } else { Look::Next }
+    });
+    assert_eq!((served, asked), (Some(3), vec![1, 2, 3]));
+    let mut asked = 0;
+    let nobody = queue.pop_first(|_| {
+        asked += 1;
+        Look::Next
+    });
+    assert_eq!((nobody, asked), (None, 2));
 }
 
 #[test]
@@ -113,6 +139,7 @@ fn nothing_is_remembered_of_those_who_are_even() {
             (0, 0, 0)
         );
     }
+    assert!(queue.needs.is_empty());
 }
 
 #[test]
@@ -142,7 +169,7 @@ fn whoever_has_none_waiting_gets_one_in_beside_the_heaviest() {
     let ticket = queue.gives_way(&1, 1, Priority::Low).unwrap();
     assert_eq!((*ticket.tenant(), ticket.priority()), (0, Priority::Normal));
     queue.remove(&ticket);
-    queue.push(1, 1, Priority::Low, 1);
+    queue.push(1, 1, Priority::Low, ANY, 1);
     assert_eq!(queue.gives_way(&1, 1, Priority::Low), None);
     assert_eq!(queue.gives_way(&0, 1000, Priority::Normal), None);
 }
@@ -151,12 +178,12 @@ fn whoever_has_none_waiting_gets_one_in_beside_the_heaviest() {
 fn of_those_with_too_many_the_lowest_class_gives_way_first_and_who_has_one_keeps_it() {
     let mut queue = FairQueue::default();
     for _ in 0..9 {
-        queue.push(1, 1, Priority::High, 1);
+        queue.push(1, 1, Priority::High, ANY, 1);
     }
     for _ in 0..5 {
-        queue.push(2, 1, Priority::Normal, 2);
+        queue.push(2, 1, Priority::Normal, ANY, 2);
     }
-    queue.push(3, 1, Priority::Low, 3);
+    queue.push(3, 1, Priority::Low, ANY, 3);
     let ticket = queue.gives_way(&4, 1, Priority::High).unwrap();
     assert_eq!(*ticket.tenant(), 2);
     // The newest of it.
@@ -178,6 +205,7 @@ struct Guest {
     tenant: Tenant,
     weight: u32,
     priority: Priority,
+    need: Need,
 }
 
 impl Reference {
@@ -256,32 +284,46 @@ impl Reference {
     }
 
     fn pop(&mut self) -> Option<u64> {
+        self.pop_but(&[])
+    }
+
+    /// The next one whose need is none of these.
+    fn pop_but(&mut self, stuck: &[Need]) -> Option<u64> {
         let classes = [Priority::High, Priority::Normal, Priority::Low];
-        let waiting: Vec<_> = classes
+        let mut waiting: Vec<_> = classes
             .into_iter()
             .filter(|class| self.waits(*class))
             .collect();
         let counts = self.passed.clone();
         let passed = |class: &Priority| counts.get(class).copied().unwrap_or(0);
-        let longest = waiting.iter().map(passed).max()?;
-        let class = if longest >= PATIENCE {
-            *waiting.iter().find(|class| passed(class) == longest)?
-        } else {
-            *waiting.first()?
+        // Stable: of those that are not overdue, or equally, the highest.
+        waiting.sort_by_key(|class| {
+            let overdue = Some(passed(class)).filter(|passed| *passed >= PATIENCE);
+            std::cmp::Reverse(overdue)
+        });
+        let first_of = |guest: &Guest| {
+            let own = self
+                .waiting
+                .iter()
+                .find(|other| (other.priority, other.tenant) == (guest.priority, guest.tenant));
+            own.map(|first| first.id)
         };
+        let next = *waiting.iter().find_map(|class| {
+            let able = self
+                .waiting
+                .iter()
+                .filter(|guest| guest.priority == *class && !stuck.contains(&guest.need));
+            able.min_by_key(|guest| {
+                let tag = self.tags[&(*class, guest.tenant)];
+                (tag, first_of(guest), guest.id)
+            })
+        })?;
+        let class = next.priority;
         for other in classes {
             let skipped = other != class && waiting.contains(&other);
             let count = if skipped { passed(&other) + 1 } else { 0 };
             self.passed.insert(other, count);
         }
-        let firsts = self.waiting.iter().filter(|guest| guest.priority == class);
-        let mut seen = Vec::new();
-        let firsts = firsts.filter(|guest| {
-            let first = !seen.contains(&guest.tenant);
-            seen.push(guest.tenant);
-            first
-        });
-        let next = *firsts.min_by_key(|guest| (self.tags[&(class, guest.tenant)], guest.id))?;
         self.waiting.retain(|guest| guest.id != next.id);
         let tag = self.tags.get_mut(&(class, next.tenant))?;
         let clock = self.clock.entry(class).or_default();
@@ -324,8 +366,8 @@ proptest! {
             match step {
                 Step::Push(tenant, weight, priority) => {
                     let id = tickets.len() as u64;
-                    tickets.push(queue.push(tenant, weight, priority, id));
-                    reference.push(Guest { id, tenant, weight, priority });
+                    tickets.push(queue.push(tenant, weight, priority, ANY, id));
+                    reference.push(Guest { id, tenant, weight, priority, need: ANY });
                 }
                 Step::Pop => prop_assert_eq!(pop(&mut queue), reference.pop()),
                 Step::Remove(which) if !tickets.is_empty() => {
@@ -345,6 +387,48 @@ proptest! {
     }
 
     #[test]
+    fn those_who_can_be_served_are_served_in_the_order_of_the_slow_reference(
+        steps in steps(),
+        needs in proptest::collection::vec(0..4u8, 300),
+        stuck in proptest::collection::vec(proptest::collection::vec(0..4u8, 0..3), 300),
+    ) {
+        let mut queue = FairQueue::default();
+        let mut reference = Reference::default();
+        let mut tickets = Vec::new();
+        for (step, (need, stuck)) in steps.into_iter().zip(needs.into_iter().zip(stuck)) {
+            match step {
+                Step::Push(tenant, weight, priority) => {
+                    let id = tickets.len() as u64;
+                    tickets.push(queue.push(tenant, weight, priority, need, (id, need)));
+                    reference.push(Guest { id, tenant, weight, priority, need });
+                }
+                Step::Pop => {
+                    let mut asked = Vec::new();
+                    let served = queue.pop_first(|(_, need)| {
+                        asked.push(*need);
+                        if stuck.contains(need) { Look::Next } else { Look::Take }
+                    });
+                    prop_assert_eq!(served.map(|(id, _)| id), reference.pop_but(&stuck));
+                    let times = asked.len();
+                    asked.sort_unstable();
+                    asked.dedup();
+                    prop_assert_eq!(asked.len(), times);
+                }
+                Step::Remove(which) if !tickets.is_empty() => {
+                    let id = which.index(tickets.len());
+                    let removed = queue.remove(&tickets[id]);
+                    prop_assert_eq!(removed.is_some(), reference.remove(id as u64));
+                }
+                Step::Remove(_) => {}
+            }
+            let mut needs: Vec<_> = reference.waiting.iter().map(|guest| guest.need).collect();
+            needs.sort_unstable();
+            needs.dedup();
+            prop_assert_eq!(queue.needs.len(), needs.len());
+        }
+    }
+
+    #[test]
     fn who_gives_way_is_who_gives_way_in_the_slow_reference(steps in steps(), room in 1..40usize) {
         let mut queue = FairQueue::default();
         let mut reference = Reference::default();
@@ -355,7 +439,7 @@ proptest! {
                 continue;
             };
             let id = tickets.len() as u64;
-            let guest = Guest { id, tenant, weight, priority };
+            let guest = Guest { id, tenant, weight, priority, need: ANY };
             if queue.len() >= room {
                 let way = queue.gives_way(&tenant, weight, priority);
                 let given = way.as_ref().and_then(|ticket| queue.remove(ticket));
@@ -363,7 +447,7 @@ proptest! {
                 let Some(given) = given else { continue };
                 reference.remove(given);
             }
-            tickets.push(queue.push(tenant, weight, priority, id));
+            tickets.push(queue.push(tenant, weight, priority, ANY, id));
             reference.push(guest);
             prop_assert!(queue.len() <= room);
         }
@@ -431,11 +515,11 @@ proptest! {
     ) {
         let mut queue = FairQueue::default();
         for (tenant, weight) in crowd {
-            queue.push(tenant, weight, Priority::Normal, false);
+            queue.push(tenant, weight, Priority::Normal, ANY, false);
         }
         for _ in 0..served { pop(&mut queue); }
         let told = queue.ahead(&tenant, Priority::Normal);
-        queue.push(tenant, weight, Priority::Normal, true);
+        queue.push(tenant, weight, Priority::Normal, ANY, true);
         let mut before = 0;
         while pop(&mut queue) == Some(false) { before += 1; }
         prop_assert_eq!(told, before);

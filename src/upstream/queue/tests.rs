@@ -255,6 +255,24 @@ async fn a_waiter_is_not_given_what_it_has_tried_and_others_need_not_wait_for_it
 }
 
 #[tokio::test]
+async fn many_who_wait_for_another_account_do_not_hide_one_who_can_take_this() {
+    let lane = lane(&[1, 1], 1000);
+    let (first, second) = (choose(&lane).unwrap(), choose(&lane).unwrap());
+    let mut tried = Tried::default();
+    tried.accounts.push(first.account);
+    let now = Instant::now();
+    let picky: Vec<_> = (0..200)
+        .map(|_| lane.wait(who("a"), &tried, now + SOON, now).unwrap())
+        .collect();
+    let newcomer = wait(&lane, "a");
+    let free = first.account;
+    drop(first);
+    assert_eq!(newcomer.await.unwrap().account, free);
+    drop((second, picky));
+    assert_eq!((in_flight(&lane), lane.observed().waiting), (0, 0));
+}
+
+#[tokio::test]
 async fn places_that_nobody_gives_back_are_found_by_looking() {
     let registry = Registry::default();
     let [lane, _] = lanes(&registry, upstream(&[1], &[None]), 10);
