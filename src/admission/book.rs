@@ -91,16 +91,16 @@ impl Book {
         self.subjects.lock().values().cloned().collect()
     }
 
-    /// Takes over what was written down by an earlier process.
-    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, now: u64) {
-        self.subject(name).look().restore(key, kept, now);
+    /// Takes over what was written down by an earlier process, `passed` nanoseconds ago.
+    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, passed: u64, now: u64) {
+        self.subject(name).look().restore(key, kept, passed, now);
     }
 
-    /// What changed since the last time.
-    pub fn changes(&self) -> Vec<Changed> {
+    /// What changed since the last time. `now` is [`Now::steady`].
+    pub fn changes(&self, now: u64) -> Vec<Changed> {
         let subjects = self.all().into_iter();
         let changed = subjects.filter_map(|subject| {
-            let changes = subject.changes()?;
+            let changes = subject.changes(now)?;
             Some(Changed { subject, changes })
         });
         changed.collect()
@@ -165,19 +165,6 @@ impl Book {
         now: &Now,
     ) {
         let subject = self.subject(name);
-        let stand_in;
-        let limit = match limit {
-            Some(limit) => limit,
-            None => {
-                stand_in = Limit {
-                    key: told.key.clone(),
-                    amount: u64::MAX,
-                    burst: u64::MAX,
-                    shadow: true,
-                };
-                &stand_in
-            }
-        };
         subject.change().hear(process, limit, told, now);
     }
 

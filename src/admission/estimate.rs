@@ -5,6 +5,8 @@
 //! what the model's own counts have shown. The completion: what the caller allows, or what the
 //! model's answers usually take. Both learn from every answer that tells its usage.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::Mutex;
 
 use super::amounts::MOST_TOKENS;
@@ -126,11 +128,16 @@ const HALVING: u32 = 1024;
 /// Of a hundred answers, so many fit in what is reserved.
 const FITTING: u32 = 90;
 
-/// What a model's answers have shown. One lock per public model, held for nanoseconds; a sample that
-/// finds it taken is left out.
+/// What a model's answers have shown. Requests read what follows from it without a lock; a sample
+/// that finds the lock taken is left out.
 #[derive(Debug)]
 pub struct Learned {
     state: Mutex<Experience>,
+    /// Bits of an `f64`: real prompt tokens per estimated one, likely and with the margin.
+    likely: AtomicU64,
+    safe: AtomicU64,
+    /// Completion tokens to reserve; 0 until enough answers were seen.
+    usual: AtomicU64,
 }
 
 /// The same as plain data, as it is written down.
@@ -171,44 +178,52 @@ impl From<Experience> for Learned {
         let sane = |value: f64, other: f64| if value.is_finite() { value } else { other };
         experience.ratio = sane(experience.ratio, 1.0).clamp(*RATIO.start(), *RATIO.end());
         experience.deviation = sane(experience.deviation, 0.1).clamp(0.0, 2.0);
-        Self {
+        let learned = Self {
+            likely: AtomicU64::new(0),
+            safe: AtomicU64::new(0),
+            usual: AtomicU64::new(0),
             state: Mutex::new(experience),
+        };
+        learned.publish(&learned.state.lock());
+        learned
+    }
+}
+
+impl Experience {
+    /// What [`FITTING`] of a hundred completions fit in; 0 if too few were seen.
+    fn usual(&self) -> u64 {
+        if self.completions < ENOUGH {
+            return 0;
         }
+        let counted: u64 = self.lengths.iter().copied().map(u64::from).sum();
+        let wanted = counted * u64::from(FITTING) / 100;
+        let mut below = 0;
+        let bucket = self.lengths.iter().position(|count| {
+            below += u64::from(*count);
+            below >= wanted
+        });
+        bucket.map_or(MOST_TOKENS, longest_of)
     }
 }
 
 impl Learned {
     /// Tokens to reserve for a prompt of so many estimated ones: rarely too few.
     pub fn prompt(&self, estimated: u64) -> u64 {
-        let state = self.state.lock();
-        let factor = state.ratio + MARGIN * state.deviation;
-        drop(state);
-        scaled(estimated, factor)
+        scaled(estimated, f64::from_bits(self.safe.load(Ordering::Relaxed)))
     }
 
     /// Tokens a prompt has most likely taken, when nobody has counted them.
     pub fn likely_prompt(&self, estimated: u64) -> u64 {
-        let ratio = self.state.lock().ratio;
-        scaled(estimated, ratio)
+        scaled(estimated, f64::from_bits(self.likely.load(Ordering::Relaxed)))
     }
 
     /// Completion tokens to reserve when the request names no maximum; `usual` until enough answers
     /// were seen.
     pub fn completion(&self, usual: u64) -> u64 {
-        let state = self.state.lock();
-        if state.completions < ENOUGH {
-            return usual;
+        match self.usual.load(Ordering::Relaxed) {
+            0 => usual,
+            learned => learned,
         }
-        let counted: u32 = state.lengths.iter().sum();
-        let wanted = u64::from(counted) * u64::from(FITTING) / 100;
-        let mut below = 0;
-        for (bucket, count) in state.lengths.iter().enumerate() {
-            below += u64::from(*count);
-            if below >= wanted {
-                return longest_of(bucket);
-            }
-        }
-        MOST_TOKENS
     }
 
     /// An answer told its prompt's tokens; `estimated` is what [`prompt`] said.
@@ -223,6 +238,7 @@ impl Learned {
         state.ratio += weight * off;
         state.deviation += weight * (off.abs() - state.deviation);
         state.samples = state.samples.saturating_add(1);
+        self.publish(&state);
     }
 
     /// An answer to a request without a maximum came to its end.
@@ -238,6 +254,15 @@ impl Learned {
         if state.completions.is_multiple_of(HALVING) {
             state.lengths.iter_mut().for_each(|count| *count /= 2);
         }
+        self.publish(&state);
+    }
+
+    /// Says what follows from what was seen.
+    fn publish(&self, state: &Experience) {
+        let safe = state.ratio + MARGIN * state.deviation;
+        self.likely.store(state.ratio.to_bits(), Ordering::Relaxed);
+        self.safe.store(safe.to_bits(), Ordering::Relaxed);
+        self.usual.store(state.usual(), Ordering::Relaxed);
     }
 
     pub fn experience(&self) -> Experience {

@@ -107,13 +107,13 @@ impl Subject {
     }
 
     /// What is to be written down, if anything changed since the last time.
-    pub fn changes(&self) -> Option<Vec<(LimitKey, Kept)>> {
+    pub fn changes(&self, now: u64) -> Option<Vec<(LimitKey, Kept)>> {
         if !self.dirty.load(Ordering::Relaxed) {
             return None;
         }
         let counts = self.counts.lock();
         self.dirty.store(false, Ordering::Relaxed);
-        let kept = |(key, counter): &(LimitKey, Counter)| (key.clone(), counter.keep());
+        let kept = |(key, counter): &(LimitKey, Counter)| (key.clone(), counter.keep(now));
         Some(counts.counters.iter().map(kept).collect())
     }
 
@@ -183,11 +183,12 @@ impl Counts {
         }
     }
 
-    /// Takes over what was written down. What was counted since stays, so this is for the start.
-    pub fn restore(&mut self, key: &LimitKey, kept: Kept, now: u64) {
+    /// Takes over what was written down `passed` nanoseconds ago. It takes the place of what was
+    /// counted since, so this is for the start.
+    pub fn restore(&mut self, key: &LimitKey, kept: Kept, passed: u64, now: u64) {
         let place = self.place(key);
         if let Some(counter) = self.counter(place) {
-            *counter = Counter::restore(kept, key, now);
+            *counter = Counter::restore(kept, key, passed, now);
         }
     }
 
@@ -205,7 +206,7 @@ impl Counts {
     }
 
     /// Another process settled some of what it holds.
-    pub fn hear(&mut self, process: &str, limit: &Limit, told: &Told, now: &Now) {
+    pub fn hear(&mut self, process: &str, limit: Option<&Limit>, told: &Told, now: &Now) {
         let place = self.place(&told.key);
         let mut released = 0;
         if let Some(part) = self
@@ -217,7 +218,15 @@ impl Counts {
             part.held -= released;
         }
         self.elsewhere.retain(|part| part.held > 0);
-        self.settle(place, limit, released, told.taken, now);
+        match limit {
+            Some(limit) => self.settle(place, limit, released, told.taken, now),
+            // Gone from the configuration: how fast its bucket empties is not known any more.
+            None => {
+                if let Some(counter) = self.counter(place) {
+                    counter.release(released);
+                }
+            }
+        }
     }
 
     /// Another process is gone; what it still held is free. How much that was in all.

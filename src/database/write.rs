@@ -49,7 +49,7 @@ impl Database {
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        counters::put(&transaction, batch.counters, now)?;
+        counters::put(&transaction, batch.counters)?;
         if let Some(held) = batch.held {
             handover::put_held(&transaction, batch.process, held)?;
         }
