@@ -99,7 +99,10 @@ impl Caller {
         } else {
             format!("Storm, question {number}. ")
         };
-        if spoilt {
+        if dice.percent(1) {
+            // Long enough to be under way when one process takes the other's place.
+            text.push_str(&format!("[[fault:token_delay=30ms,tokens=60,id={number}]]"));
+        } else if spoilt {
             let fault = if stream && dice.percent(40) {
                 dice.one(&FAULTS_OF_STREAMS)
             } else {
