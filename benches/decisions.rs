@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidegate::identity::reason::Reason;
 use tidegate::request::refusal::{Code, Family, Refusal};
-use tidegate::upstream::balance::{self, AccountView, EndpointView};
+use tidegate::upstream::balance::{self, AccountView, EndpointView, Patience};
 
 /// A stand-in of the snapshot's size: what is measured is the pointer, not what it points to.
 fn snapshot(c: &mut Criterion) {
@@ -40,7 +40,7 @@ fn choice(c: &mut Criterion) {
             let mut turn = 0;
             b.iter(|| {
                 turn += 1;
-                balance::account(black_box(&accounts), turn).is_ok()
+                balance::account(black_box(&accounts), Patience::Some, turn).is_ok()
             });
         });
         let endpoints: Vec<_> = (0..count)
@@ -49,6 +49,7 @@ fn choice(c: &mut Criterion) {
                 priority: number % 2,
                 weight: 1 + number % 3,
                 healthy: number % 7 != 6,
+                full: false,
                 tried: false,
             })
             .collect();
@@ -56,7 +57,7 @@ fn choice(c: &mut Criterion) {
             let mut turn = 0;
             b.iter(|| {
                 turn += 1;
-                balance::endpoint(black_box(&endpoints), turn).is_some()
+                balance::endpoint(black_box(&endpoints), turn).is_ok()
             });
         });
     }

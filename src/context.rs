@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Version};
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 
-use crate::admission::reservation::Reservation;
+use crate::admission::lease::Lease;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
@@ -100,7 +100,7 @@ pub struct Expected {
 /// What was taken in the tenant's limits.
 pub struct Admitted {
     /// `None` once it is settled.
-    pub reservation: Option<Reservation>,
+    pub lease: Option<Lease>,
     /// How the limits stood after it.
     pub shown: RateLimits,
     /// When; prices are those of this moment.
@@ -135,6 +135,8 @@ pub struct Attempts {
     /// Index into [`Routed::lanes`].
     pub lane: usize,
     pub current: Option<Attempt>,
+    /// Time spent waiting for places, over all attempts.
+    pub queued: Duration,
     /// Attempts that ran into a dead pooled connection; not counted in `made`.
     pub stale: u32,
     /// The last failure may be followed by another attempt.
@@ -168,8 +170,11 @@ pub struct Attempt {
 /// What comes back.
 #[derive(Default)]
 pub struct Answer {
-    /// Status sent to the client; 0 until then.
+    /// Status sent to the client; 0 until an answer, an upstream's or ours, is decided.
     pub status: u16,
+    /// The head of a stream and comments were sent while the request waited; whatever comes, comes
+    /// as events.
+    pub opened: bool,
     pub watch: Watch,
     pub first_content: Option<Instant>,
     pub last_piece: Option<Instant>,
@@ -210,6 +215,19 @@ impl Attempt {
 
     pub fn endpoint_slot(&self) -> Option<&EndpointSlot> {
         self.lane.pool.endpoints.get(self.chosen.endpoint)
+    }
+
+    /// The account has answered 429.
+    pub fn tell_rate_limited(&self, now: Instant) {
+        let (lane, account) = (&self.lane, self.chosen.account);
+        lane.rate_limited(account, self.began, now);
+    }
+
+    /// The account has sent its first content.
+    pub fn tell_first_content(&self, now: Instant) {
+        let took = now.saturating_duration_since(self.began);
+        let (lane, account) = (&self.lane, self.chosen.account);
+        lane.first_content(account, took, self.began, now);
     }
 
     pub fn names(&self) -> Names {

@@ -7,6 +7,7 @@
 //! early_request_filter   clocks of this connection
 //! request_filter         enter → identify → route            gateway/intake.rs
 //! upstream_peer          choose account and endpoint         gateway/attempt.rs
+//!                        or wait for them                    gateway/waiting.rs
 //! connected_to_upstream  TLS version, before a byte is sent
 //! upstream_request_filter  the upstream's head, built anew
 //! request_body_filter    the body, whole or passing through
@@ -27,6 +28,7 @@ mod intake;
 mod overload;
 mod record;
 mod verdict;
+mod waiting;
 
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -93,10 +95,10 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        self.choose(ctx)
+        self.choose(session, ctx).await
     }
 
     fn fail_to_connect(

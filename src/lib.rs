@@ -7,6 +7,7 @@
 //! - [`gateway`] is the corridor that every request walks, hook by hook; [`context`] is its story;
 //! - [`request`] knows heads, bodies, surfaces and how a "no" is worded;
 //! - [`identity`] turns a credential into a tenant;
+//! - [`admission`] keeps counts of what callers use;
 //! - [`routing`] turns a model name into what serves it;
 //! - [`upstream`] knows accounts and endpoints, their load and their health;
 //! - [`relay`] watches the answer pass;

@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
-use crate::admission::allowance::Allowance;
+use crate::admission::allowance::{Allowance, Part};
 use crate::admission::book::Book;
 use crate::admission::clock::Calendar;
 use crate::admission::subject::SubjectName;
-use crate::config::settings::{GroupId, Limit, LimitKey, Plan, Settings, TenantId, UpstreamId};
+use crate::config::settings::{
+    FailMode, GroupId, Limit, LimitKey, Plan, Settings, Store, Tenant, TenantId, UpstreamId,
+};
 use crate::identity::directory::Directory;
 use crate::identity::issuer::IssuerError;
 use crate::identity::standing::Standing;
@@ -51,6 +53,8 @@ pub struct Snapshot {
     pub calendar: Calendar,
     pub prices: PriceTable,
     allowances: HashMap<TenantId, Allowance>,
+    /// What this host keeps to while Redis is away, if that is wanted.
+    shares: HashMap<TenantId, Allowance>,
 }
 
 /// The place where the snapshot in use is found.
@@ -79,7 +83,7 @@ impl Snapshot {
             Some(
                 lanes
                     .entry(key)
-                    .or_insert_with(|| Arc::new(pool.lane(registry, model)))
+                    .or_insert_with(|| Arc::new(pool.lane(registry, model, &settings.queue)))
                     .clone(),
             )
         };
@@ -102,7 +106,9 @@ impl Snapshot {
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {
             let pool = by_id.get(upstream.as_ref()?)?;
-            Some(Arc::new(pool.lane_of_first_account(registry)))
+            Some(Arc::new(
+                pool.lane_of_first_account(registry, &settings.queue),
+            ))
         };
         let files = of_account(&settings.files);
         let balance = of_account(&settings.balance);
@@ -114,10 +120,23 @@ impl Snapshot {
         };
         let directory = Directory::new(&settings, standing.clone())?;
         let lanes = lanes.into_values().collect();
-        let tenants = settings.tenants.iter();
-        let allowances = tenants
-            .map(|tenant| (tenant.id.clone(), Allowance::new(tenant, book)))
-            .collect();
+        let allowances = |part: Part| {
+            let tenants = settings.tenants.iter();
+            let each = |tenant: &Arc<Tenant>| Allowance::new(tenant, book, part);
+            tenants
+                .map(|tenant| (tenant.id.clone(), each(tenant)))
+                .collect::<HashMap<_, _>>()
+        };
+        let (allowances, shares) = match &settings.server.store {
+            Store::Local => (allowances(Part::Whole), HashMap::new()),
+            Store::Redis(redis) => {
+                let shares = match redis.fail {
+                    FailMode::LocalShare { hosts } => allowances(Part::OneOf(hosts)),
+                    FailMode::Open | FailMode::Closed => HashMap::new(),
+                };
+                (allowances(Part::Shared), shares)
+            }
+        };
         Ok(Self {
             directory,
             routes,
@@ -129,8 +148,14 @@ impl Snapshot {
             calendar: Calendar::new(settings.accounting.time_zone.clone()),
             prices: PriceTable::new(&settings.accounting),
             allowances,
+            shares,
             settings,
         })
+    }
+
+    /// What this host gives a tenant while Redis is away.
+    pub fn share(&self, tenant: &TenantId) -> Option<&Allowance> {
+        self.shares.get(tenant)
     }
 
     /// What a tenant of this configuration may use.
@@ -154,6 +179,16 @@ impl Snapshot {
     /// Every upstream model that anything leads to, once, in no order.
     pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
         self.lanes.iter()
+    }
+
+    /// Holds the places of all upstreams to this configuration, gives learned ceilings their time
+    /// to rise, and serves those who wait. To be called when it comes into use, and several times a
+    /// second.
+    pub fn pump(&self, now: Instant) {
+        let unnamed = self.files.iter().chain(&self.balance);
+        for lane in self.lanes.iter().chain(unnamed) {
+            lane.pump(now);
+        }
     }
 }
 

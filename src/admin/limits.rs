@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use super::{Desk, json as answer, text};
 use crate::admission::allowance::{Rule, Side};
 use crate::admission::clock::Now;
+use crate::admission::counting::{Counting, Stand};
+use crate::admission::store_redis::StoreError;
 use crate::config::nearest::hint;
 use crate::config::settings::{Limit, TenantId, Window};
 use crate::snapshot::Snapshot;
@@ -42,15 +44,13 @@ struct Change {
 }
 
 /// How one limit stands, as JSON.
-fn standing(side: &Side, rule: &Rule, now: &Now) -> Option<Value> {
-    let mut counts = side.subject.look();
-    let counter = counts.counter(rule.place)?;
-    let standing = counter.standing(&rule.limit, now);
+fn entry(stand: &Stand<'_>) -> Value {
     let Limit {
         key, burst, shadow, ..
-    } = &*rule.limit;
-    Some(json!({
-        "subject": &*side.subject.name.0,
+    } = &*stand.rule.limit;
+    let standing = &stand.standing;
+    json!({
+        "subject": &*stand.side.subject.name.0,
         "limit": key.to_string(),
         "quantity": key.quantity.as_str(),
         "window": key.window.as_str(),
@@ -61,32 +61,88 @@ fn standing(side: &Side, rule: &Rule, now: &Now) -> Option<Value> {
         "remaining": standing.remaining(),
         "reset_seconds": standing.reset.as_secs_f64().ceil() as u64,
         "shadow": shadow,
-    }))
+    })
 }
 
-/// The answer to `GET /limits/TENANT`; `None` if there is no such tenant.
-pub fn report(snapshot: &Snapshot, tenant: &str, now: &Now) -> Option<Value> {
-    let tenant = snapshot
-        .settings
-        .tenants
-        .iter()
-        .find(|known| known.id.as_str() == tenant)?;
-    let allowance = snapshot.allowance(&tenant.id)?;
-    let limits = allowance.sides.iter().flat_map(|side| {
-        let rules = side.all();
-        rules.filter_map(move |rule| standing(side, rule, now))
-    });
-    let limits: Vec<_> = limits.collect();
-    let own = allowance.sides.first();
-    let under_way = own.map_or(0, |side| side.subject.look().live().count());
-    Some(json!({
-        "tenant": tenant.id.as_str(),
-        "plan": tenant.plan.id.as_str(),
-        "group": tenant.group.as_ref().map(|group| group.id.as_str()),
-        "currency": &*snapshot.settings.accounting.currency,
-        "requests_under_way": under_way,
-        "limits": limits,
-    }))
+/// Who is asked, and when.
+struct Asked<'a> {
+    snapshot: &'a Snapshot,
+    counting: &'a Counting,
+    now: Now,
+}
+
+impl Asked<'_> {
+    /// How the limits of a tenant stand.
+    async fn report(&self, tenant: &str) -> Response<Full<Bytes>> {
+        let snapshot = self.snapshot;
+        let mut tenants = snapshot.settings.tenants.iter();
+        let known = tenants.find(|known| known.id.as_str() == tenant);
+        let known = known.and_then(|known| Some((known, snapshot.allowance(&known.id)?)));
+        let Some((tenant, allowance)) = known else {
+            return no_tenant(snapshot, tenant);
+        };
+        let stands = match self.counting.standings(allowance, &self.now).await {
+            Ok(stands) => stands,
+            Err(cause) => return not_told(cause),
+        };
+        let limits: Vec<_> = stands.iter().map(entry).collect();
+        let own = allowance.sides.first();
+        let under_way = own.map_or(0, |side| side.subject.look().live().count());
+        answer(json!({
+            "tenant": tenant.id.as_str(),
+            "plan": tenant.plan.id.as_str(),
+            "group": tenant.group.as_ref().map(|group| group.id.as_str()),
+            "currency": &*snapshot.settings.accounting.currency,
+            "requests_under_way": under_way,
+            "limits": limits,
+        }))
+    }
+
+    /// Carries out a change and writes it into the log.
+    async fn ease(
+        &self,
+        tenant: &str,
+        verb: &str,
+        change: &Change,
+        peer: SocketAddr,
+    ) -> Response<Full<Bytes>> {
+        let snapshot = self.snapshot;
+        if self.counting.book.is_handed_over() {
+            return text(
+                StatusCode::CONFLICT,
+                "This process is leaving and another one counts; ask that one.\n",
+            );
+        }
+        let Some(allowance) = snapshot.allowance(&TenantId::new(tenant)) else {
+            return no_tenant(snapshot, tenant);
+        };
+        let Some(side) = allowance.sides.get(usize::from(change.group)) else {
+            return text(StatusCode::NOT_FOUND, "The tenant is in no group.\n");
+        };
+        let (rules, granted) = match judge(side, verb, change) {
+            Ok(judged) => judged,
+            Err(refused) => return *refused,
+        };
+        for rule in &rules {
+            let (counting, now) = (self.counting, &self.now);
+            let done = match granted {
+                Some(amount) => counting.grant(allowance, side, rule, amount, now).await,
+                None => counting.reset(allowance, side, rule, now).await,
+            };
+            if let Err(cause) = done {
+                return not_told(cause);
+            }
+            info!(
+                target: "audit",
+                "A limit was eased by an operator. action={verb} subject={} limit={} amount={} from={peer} reason={:?}",
+                side.subject.name,
+                rule.limit.key,
+                granted.unwrap_or(0),
+                change.reason,
+            );
+        }
+        self.report(tenant).await
+    }
 }
 
 impl Desk {
@@ -98,13 +154,14 @@ impl Desk {
         peer: SocketAddr,
     ) -> Response<Full<Bytes>> {
         let snapshot = self.current.load_full();
-        let now = self.counting.now(&snapshot.calendar);
+        let here = Asked {
+            snapshot: &snapshot,
+            counting: &self.counting,
+            now: self.counting.now(&snapshot.calendar),
+        };
         let (tenant, verb) = asked.split_once('/').unwrap_or((asked, ""));
         match (request.method(), verb) {
-            (&Method::GET, "") => match report(&snapshot, tenant, &now) {
-                Some(report) => answer(report),
-                None => no_tenant(&snapshot, tenant),
-            },
+            (&Method::GET, "") => here.report(tenant).await,
             (&Method::POST, "grant" | "reset") => {
                 let body = Limited::new(request.into_body(), MOST_BODY).collect();
                 let Ok(body) = body.await.map(http_body_util::Collected::to_bytes) else {
@@ -117,61 +174,13 @@ impl Desk {
                          a reset has no amount.\n",
                     );
                 };
-                ease(&snapshot, tenant, verb, &change, &now, peer)
+                here.ease(tenant, verb, &change, peer).await
             }
             _ => text(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "GET /limits/TENANT, POST /limits/TENANT/grant, POST /limits/TENANT/reset.\n",
             ),
         }
-    }
-}
-
-/// Carries out a change, in full or not at all, and writes it into the log.
-fn ease(
-    snapshot: &Snapshot,
-    tenant: &str,
-    verb: &str,
-    change: &Change,
-    now: &Now,
-    peer: SocketAddr,
-) -> Response<Full<Bytes>> {
-    let Some(allowance) = snapshot.allowance(&TenantId::new(tenant)) else {
-        return no_tenant(snapshot, tenant);
-    };
-    let Some(side) = allowance.sides.get(usize::from(change.group)) else {
-        return text(StatusCode::NOT_FOUND, "The tenant is in no group.\n");
-    };
-    let (rules, granted) = match judge(side, verb, change) {
-        Ok(judged) => judged,
-        Err(refused) => return *refused,
-    };
-    let mut counts = side.subject.change();
-    for rule in &rules {
-        let window = rule.limit.key.window;
-        if let Some(counter) = counts.counter(rule.place) {
-            match granted {
-                Some(amount) => {
-                    counter.grant(window, amount, now);
-                }
-                None => counter.reset(window, now),
-            }
-        }
-    }
-    drop(counts);
-    for rule in &rules {
-        info!(
-            target: "audit",
-            "A limit was eased by an operator. action={verb} subject={} limit={} amount={} from={peer} reason={:?}",
-            side.subject.name,
-            rule.limit.key,
-            granted.unwrap_or(0),
-            change.reason,
-        );
-    }
-    match report(snapshot, tenant, now) {
-        Some(report) => answer(report),
-        None => no_tenant(snapshot, tenant),
     }
 }
 
@@ -207,6 +216,13 @@ fn judge<'s>(
     }
 }
 
+fn not_told(cause: StoreError) -> Response<Full<Bytes>> {
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("The counts that the hosts share cannot be asked: {cause}.\n"),
+    )
+}
+
 fn no_tenant(snapshot: &Snapshot, asked: &str) -> Response<Full<Bytes>> {
     let tenants = snapshot.settings.tenants.iter();
     let near = hint(asked, tenants.map(|tenant| tenant.id.as_str()));
@@ -239,6 +255,8 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
+    use futures_util::FutureExt;
+
     use crate::admission::book::Book;
     use crate::config::{Layer, load};
     use crate::identity::standing::Standing;
@@ -247,7 +265,7 @@ mod tests {
     const DAY: &str = "all/*/requests_per_day";
     const MINUTE: &str = "chat/*/requests_per_minute";
 
-    fn snapshot() -> (Snapshot, Now) {
+    fn snapshot() -> (Snapshot, Counting, Now) {
         let text = "\
 server: {listeners: [{address: '127.0.0.1:8080'}]}
 plans:
@@ -268,12 +286,13 @@ models: {flash: {variants: [{upstream: one, model: flash}]}}
         let settings = Arc::new(load(&[layer]).unwrap().settings);
         let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
         let registry = Registry::default();
-        let book = Book::default();
-        let snapshot = Snapshot::new(settings, &registry, &standing, &book, Instant::now());
+        let counting = Counting::new(Arc::new(Book::default()), None);
+        let book = &counting.book;
+        let snapshot = Snapshot::new(settings, &registry, &standing, book, Instant::now());
         let snapshot = snapshot.unwrap();
         // 2026-11-25T12:00:00Z.
         let now = snapshot.calendar.at(1_000_000_000_000, 1_795_608_000);
-        (snapshot, now)
+        (snapshot, counting, now)
     }
 
     fn use_some(snapshot: &Snapshot, limit: &str, amount: u64, now: &Now) {
@@ -289,32 +308,51 @@ models: {flash: {variants: [{upstream: one, model: flash}]}}
         }
     }
 
-    fn ask(snapshot: &Snapshot, verb: &str, change: &str, now: &Now) -> u16 {
-        let change = serde_json::from_str(change).unwrap();
-        let peer = "127.0.0.1:1".parse().unwrap();
-        ease(snapshot, "search", verb, &change, now, peer)
-            .status()
-            .as_u16()
+    fn here<'a>(snapshot: &'a Snapshot, counting: &'a Counting, now: Now) -> Asked<'a> {
+        Asked {
+            snapshot,
+            counting,
+            now,
+        }
     }
 
-    fn standing_of(snapshot: &Snapshot, limit: &str, now: &Now) -> Value {
-        let report = report(snapshot, "search", now).unwrap();
+    /// Counts that are here never make anybody wait.
+    fn at_once<T>(answer: impl Future<Output = T>) -> T {
+        answer.now_or_never().unwrap()
+    }
+
+    fn ease(here: &Asked<'_>, tenant: &str, verb: &str, change: &str) -> u16 {
+        let change = serde_json::from_str(change).unwrap();
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let answer = at_once(here.ease(tenant, verb, &change, peer));
+        answer.status().as_u16()
+    }
+
+    fn ask(here: &Asked<'_>, verb: &str, change: &str) -> u16 {
+        ease(here, "search", verb, change)
+    }
+
+    fn standing_of(here: &Asked<'_>, limit: &str) -> Value {
+        let answer = at_once(here.report("search"));
+        let body = at_once(answer.into_body().collect()).unwrap().to_bytes();
+        let report: Value = serde_json::from_slice(&body).unwrap();
         let mut limits = report["limits"].as_array().unwrap().iter();
         limits.find(|one| one["limit"] == limit).unwrap().clone()
     }
 
     #[test]
     fn a_report_says_of_each_limit_how_it_stands() {
-        let (snapshot, now) = snapshot();
+        let (snapshot, counting, now) = snapshot();
+        let here = here(&snapshot, &counting, now);
         use_some(&snapshot, DAY, 4, &now);
         use_some(&snapshot, MINUTE, 2, &now);
         assert_eq!(
-            standing_of(&snapshot, DAY, &now),
+            standing_of(&here, DAY),
             json!({"subject": "tenant/search", "limit": DAY, "quantity": "requests",
                 "window": "day", "allowed": 10, "burst": null, "used": 4, "reserved": 0,
                 "remaining": 6, "reset_seconds": 12 * 3600, "shadow": false})
         );
-        let minute = standing_of(&snapshot, MINUTE, &now);
+        let minute = standing_of(&here, MINUTE);
         assert_eq!(
             (&minute["burst"], &minute["remaining"]),
             (&json!(5), &json!(3))
@@ -323,50 +361,59 @@ models: {flash: {variants: [{upstream: one, model: flash}]}}
             (&minute["shadow"], &minute["reset_seconds"]),
             (&json!(true), &json!(2))
         );
-        let money = standing_of(&snapshot, "all/*/cost_per_month", &now);
+        let money = standing_of(&here, "all/*/cost_per_month");
         assert_eq!(money["subject"], "group/org");
         assert_eq!(money["allowed"], 2_000_000_000_u64);
-        assert!(report(&snapshot, "nobody", &now).is_none());
+        assert_eq!(
+            at_once(here.report("nobody")).status(),
+            StatusCode::NOT_FOUND
+        );
     }
 
     #[test]
     fn a_grant_holds_for_its_day_alone() {
-        let (snapshot, now) = snapshot();
+        let (snapshot, counting, now) = snapshot();
+        let here = here(&snapshot, &counting, now);
         use_some(&snapshot, DAY, 10, &now);
         let grant = format!("{{\"limit\": \"{DAY}\", \"amount\": 5}}");
-        assert_eq!(ask(&snapshot, "grant", &grant, &now), 200);
-        let day = standing_of(&snapshot, DAY, &now);
+        assert_eq!(ask(&here, "grant", &grant), 200);
+        let day = standing_of(&here, DAY);
         assert_eq!(
             (&day["allowed"], &day["remaining"]),
             (&json!(15), &json!(5))
         );
         let tomorrow = snapshot.calendar.at(now.steady, now.day.end);
-        assert_eq!(standing_of(&snapshot, DAY, &tomorrow)["allowed"], 10);
+        assert_eq!(
+            standing_of(
+                &Asked {
+                    now: tomorrow,
+                    ..here
+                },
+                DAY
+            )["allowed"],
+            10
+        );
     }
 
     #[test]
     fn a_reset_forgets_the_use_of_the_tenant_and_not_of_its_group() {
-        let (snapshot, now) = snapshot();
+        let (snapshot, counting, now) = snapshot();
+        let here = here(&snapshot, &counting, now);
         for limit in [DAY, MINUTE, "all/*/cost_per_month"] {
             use_some(&snapshot, limit, 3, &now);
         }
-        assert_eq!(ask(&snapshot, "reset", "{}", &now), 200);
-        assert_eq!(standing_of(&snapshot, DAY, &now)["used"], 0);
-        assert_eq!(standing_of(&snapshot, MINUTE, &now)["used"], 0);
-        assert_eq!(
-            standing_of(&snapshot, "all/*/cost_per_month", &now)["used"],
-            3
-        );
-        assert_eq!(ask(&snapshot, "reset", "{\"group\": true}", &now), 200);
-        assert_eq!(
-            standing_of(&snapshot, "all/*/cost_per_month", &now)["used"],
-            0
-        );
+        assert_eq!(ask(&here, "reset", "{}"), 200);
+        assert_eq!(standing_of(&here, DAY)["used"], 0);
+        assert_eq!(standing_of(&here, MINUTE)["used"], 0);
+        assert_eq!(standing_of(&here, "all/*/cost_per_month")["used"], 3);
+        assert_eq!(ask(&here, "reset", "{\"group\": true}"), 200);
+        assert_eq!(standing_of(&here, "all/*/cost_per_month")["used"], 0);
     }
 
     #[test]
     fn a_change_that_cannot_be_meant_changes_nothing() {
-        let (snapshot, now) = snapshot();
+        let (snapshot, counting, now) = snapshot();
+        let here = here(&snapshot, &counting, now);
         for (verb, change, status) in [
             (
                 "grant",
@@ -379,18 +426,11 @@ models: {flash: {variants: [{upstream: one, model: flash}]}}
             ("reset", "{\"amount\": 5}".to_owned(), 400),
             ("reset", "{\"limit\": \"all/*/nothing\"}".to_owned(), 404),
         ] {
-            assert_eq!(
-                ask(&snapshot, verb, &change, &now),
-                status,
-                "{verb} {change}"
-            );
+            assert_eq!(ask(&here, verb, &change), status, "{verb} {change}");
         }
-        assert_eq!(standing_of(&snapshot, DAY, &now)["allowed"], 10);
-        let change = serde_json::from_str("{\"group\": true}").unwrap();
-        let peer = "127.0.0.1:1".parse().unwrap();
-        let answer = ease(&snapshot, "alone", "reset", &change, &now, peer);
-        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
-        let answer = ease(&snapshot, "nobody", "reset", &change, &now, peer);
-        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        assert_eq!(standing_of(&here, DAY)["allowed"], 10);
+        for tenant in ["alone", "nobody"] {
+            assert_eq!(ease(&here, tenant, "reset", "{\"group\": true}"), 404);
+        }
     }
 }

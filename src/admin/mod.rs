@@ -155,6 +155,9 @@ impl Desk {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         status::refresh(&self.metrics, &self.current.load(), Instant::now());
+        if let Some(counts) = self.counting.shared() {
+            status::refresh_shared(&self.metrics, counts);
+        }
         let mut answer = Response::new(Full::new(Bytes::from(self.metrics.text())));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -6,11 +6,12 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission::store_redis::RedisCounts;
 use crate::config::settings::{Credential, CredentialKind, Tenant, Validity};
 use crate::identity::expiry;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::pool::Pool;
+use crate::upstream::pool::{Lane, Pool};
 
 /// The answer to `/status`.
 pub fn report(snapshot: &Snapshot, ready: bool, now: Instant) -> Value {
@@ -120,12 +121,75 @@ fn refresh_credentials(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.nonces_held.set(held);
 }
 
+/// What is known of those who wait for a lane's places, and of what it learned. The totals are kept
+/// where they are counted; here they are only copied.
+fn refresh_line(metrics: &Metrics, lane: &Lane) {
+    let (upstream, model) = (lane.pool.settings.id.as_str(), lane.model.as_str());
+    let observed = lane.observed();
+    let waiting = i64::try_from(observed.waiting).unwrap_or(i64::MAX);
+    let length = metrics.queue_length.with_label_values(&[upstream, model]);
+    length.set(waiting);
+    for (outcome, count) in [
+        ("granted", observed.granted),
+        ("client_gone", observed.left),
+        ("queue_full", observed.queue_full),
+        ("too_long", observed.too_long),
+        ("late", observed.late),
+        ("exhausted", observed.exhausted),
+    ] {
+        let labels = [upstream, model, outcome];
+        metrics
+            .queue_outcomes
+            .with_label_values(&labels)
+            .inc_by(count);
+    }
+    for (account, governed) in lane.governed() {
+        let labels = [upstream, account.as_str(), model];
+        if let Some(learned) = governed.learned {
+            let gauge = metrics.account_ceiling_learned.with_label_values(&labels);
+            gauge.set(i64::from(learned));
+        }
+        for (cause, count) in [
+            ("rate_limited", governed.rate_limited),
+            ("slow", governed.slow),
+        ] {
+            let [upstream, account, model] = labels;
+            let labels = [upstream, account, model, cause];
+            let decreases = &metrics.account_ceiling_decreases;
+            decreases.with_label_values(&labels).inc_by(count);
+        }
+    }
+}
+
+/// How the counts in Redis are, for the scraper.
+pub fn refresh_shared(metrics: &Metrics, counts: &RedisCounts) {
+    let state = counts.state();
+    metrics.shared_counts_up.set(i64::from(state.up));
+    let waiting = i64::try_from(state.queued).unwrap_or(i64::MAX);
+    metrics.shared_counts_waiting.set(waiting);
+    metrics.shared_counts_failures.reset();
+    for (kind, count) in [
+        ("slow", state.slow),
+        ("away", state.away),
+        ("error", state.errors),
+        ("emptied", state.emptied),
+        ("lost", state.lost),
+    ] {
+        let failures = &metrics.shared_counts_failures;
+        failures.with_label_values(&[kind]).inc_by(count);
+    }
+}
+
 /// Sets the gauges that are read from the running state.
 pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.upstream_healthy.reset();
     metrics.endpoint_addresses.reset();
     metrics.account_in_flight.reset();
     metrics.account_ceiling.reset();
+    metrics.account_ceiling_learned.reset();
+    metrics.account_ceiling_decreases.reset();
+    metrics.queue_length.reset();
+    metrics.queue_outcomes.reset();
     metrics.upstream_unverified.reset();
     refresh_credentials(metrics, snapshot);
     for pool in &snapshot.pools {
@@ -151,6 +215,7 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
         }
     }
     for lane in snapshot.lanes() {
+        refresh_line(metrics, lane);
         for (account, in_flight, ceiling) in lane.loads() {
             let labels = [
                 lane.pool.settings.id.as_str(),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::book::Book;
+use super::store_redis::Counter;
 use super::subject::{Subject, SubjectName};
 use crate::config::settings::{Limit, Plan, Surfaces, Tenant};
 
@@ -30,6 +31,8 @@ pub struct Rule {
     pub limit: Arc<Limit>,
     /// In the subject's [`super::subject::Counts`].
     pub place: usize,
+    /// The same in Redis, where counts are shared.
+    pub shared: Option<Counter>,
     surfaces: u8,
 }
 
@@ -55,15 +58,32 @@ fn mask(surfaces: Surfaces) -> u8 {
     counted.fold(0, |mask, name| mask | bit(name))
 }
 
+/// Whose limits these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of each limit, counted here alone.
+    Whole,
+    /// All of each limit, counted in Redis.
+    Shared,
+    /// One of so many equal parts, for a host that is on its own for a while; at least 1 of each.
+    OneOf(u32),
+}
+
 impl Allowance {
-    pub fn new(tenant: &Tenant, book: &Book) -> Self {
+    pub fn new(tenant: &Tenant, book: &Book, part: Part) -> Self {
         let own = SubjectName::tenant(tenant.id.as_str());
-        let mut sides = vec![Side::new(book.subject(own), &tenant.plan)];
+        let mut sides = vec![Side::new(book.subject(own), &tenant.plan, part)];
         if let Some(group) = &tenant.group {
             let name = SubjectName::group(group.id.as_str());
-            sides.push(Side::new(book.subject(name), &group.plan));
+            sides.push(Side::new(book.subject(name), &group.plan, part));
         }
         Self { sides }
+    }
+
+    /// The subject below which everything of this tenant is counted in Redis: its group's, or its
+    /// own.
+    pub fn root(&self) -> Option<&Arc<str>> {
+        self.sides.last().map(|side| &side.subject.name.0)
     }
 
     /// Is there anything to hold a request against?
@@ -73,15 +93,24 @@ impl Allowance {
 }
 
 impl Side {
-    fn new(subject: Arc<Subject>, plan: &Plan) -> Self {
+    fn new(subject: Arc<Subject>, plan: &Plan, part: Part) -> Self {
         let mut general = Vec::new();
         let mut by_model: HashMap<Arc<str>, Vec<Rule>> = HashMap::new();
         let mut counts = subject.look();
         for limit in &plan.limits {
+            let mut limit = limit.clone();
+            if let Part::OneOf(hosts) = part {
+                let share = |whole: u64| (whole / u64::from(hosts.max(1))).max(1);
+                limit.amount = share(limit.amount);
+                limit.burst = share(limit.burst);
+            }
+            let shared = (part == Part::Shared).then(|| Counter::of(&subject.name.0, &limit, 0));
+            let limit = Arc::new(limit);
             let rule = Rule {
                 place: counts.place(&limit.key),
                 surfaces: mask(limit.key.surfaces),
-                limit: Arc::new(limit.clone()),
+                limit: limit.clone(),
+                shared,
             };
             match &limit.key.model {
                 None => general.push(rule),

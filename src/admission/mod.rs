@@ -12,7 +12,9 @@ pub mod clock;
 pub mod counter;
 pub mod counting;
 pub mod estimate;
+pub mod lease;
 pub mod reservation;
+pub mod store_redis;
 pub mod subject;
 
 #[cfg(test)]

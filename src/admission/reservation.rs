@@ -27,7 +27,7 @@ pub struct Ask<'a> {
 }
 
 impl Ask<'_> {
-    fn demand(&self, limit: &Limit) -> u64 {
+    pub(super) fn demand(&self, limit: &Limit) -> u64 {
         let quantity = limit.key.quantity;
         let wanted = self.amounts.of(quantity).min(limit.burst);
         if self.least == self.amounts {
@@ -44,6 +44,8 @@ pub enum Refused {
     Denied(Box<Denied>),
     /// Another process counts now.
     HandedOver,
+    /// Nobody can say how the limits stand, and the operator wants no request to pass unseen.
+    Unknown,
 }
 
 /// Why a request is refused.
@@ -89,12 +91,29 @@ pub struct Shown {
 /// A limit that only looks on, and would have refused.
 pub type Shadowed = Vec<(SubjectName, LimitKey)>;
 
+/// Takes room without asking whether there is any: the limits are judged elsewhere.
+///
+/// # Errors
+/// If another process counts now.
+pub fn hold(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation, Refused> {
+    take(allowance, ask, now, false).0
+}
+
 /// Admits or refuses; the second part of the answer names limits in shadow mode that would have
 /// refused.
 pub fn reserve(
     allowance: &Allowance,
     ask: &Ask<'_>,
     now: &Now,
+) -> (Result<Reservation, Refused>, Shadowed) {
+    take(allowance, ask, now, true)
+}
+
+fn take(
+    allowance: &Allowance,
+    ask: &Ask<'_>,
+    now: &Now,
+    judged: bool,
 ) -> (Result<Reservation, Refused>, Shadowed) {
     let mut shadowed = Shadowed::new();
     let mut denied: Option<Denied> = None;
@@ -111,7 +130,12 @@ pub fn reserve(
     for (number, (side, counts)) in locked.iter_mut().enumerate() {
         for rule in side.rules(ask.surface, ask.model) {
             let demand = ask.demand(&rule.limit);
-            match judge(side, counts, rule, demand, now) {
+            let verdict = if judged {
+                judge(side, counts, rule, demand, now)
+            } else {
+                Ok(Standing::default())
+            };
+            match verdict {
                 Ok(standing) => shown.note(rule, standing, demand),
                 Err(_) if rule.limit.shadow => {
                     shadowed.push((side.subject.name.clone(), rule.limit.key.clone()));
@@ -195,7 +219,7 @@ impl Denied {
 
 impl Shown {
     /// Keeps the tighter one. `demand` has just been taken.
-    fn note(&mut self, rule: &Rule, standing: Standing, demand: u64) {
+    pub(super) fn note(&mut self, rule: &Rule, standing: Standing, demand: u64) {
         let place = match rule.limit.key.quantity {
             Quantity::Requests => &mut self.requests,
             Quantity::Tokens

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
-use super::allowance::{Allowance, bit};
+use super::allowance::{Allowance, Part, bit};
 use super::amounts::Amounts;
 use super::book::Book;
 use super::clock::{Calendar, Now};
@@ -95,7 +95,7 @@ fn admit(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation,
         .0
         .map_err(|refused| match refused {
             Refused::Denied(denied) => denied,
-            Refused::HandedOver => panic!("nobody has handed over"),
+            other => panic!("{other:?}"),
         })
 }
 
@@ -103,7 +103,7 @@ fn admit(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation,
 fn a_bucket_refills_evenly_and_knows_no_edge() {
     let book = Book::default();
     let limits = [limit(Quantity::Requests, Window::Minute, 60)];
-    let allowance = Allowance::new(&tenant("a", &limits, None), &book);
+    let allowance = Allowance::new(&tenant("a", &limits, None), &book, Part::Whole);
     for _ in 0..60 {
         let mut reservation = admit(&allowance, &ask(1, 1), &at(0)).unwrap();
         reservation.sent(&at(0));
@@ -129,8 +129,8 @@ fn several_limits_are_taken_all_or_none() {
         limit(Quantity::Concurrent, Window::None, 3),
     ];
     let group = [limit(Quantity::Tokens, Window::Month, 1_500)];
-    let one = Allowance::new(&tenant("one", &limits, Some(&group)), &book);
-    let two = Allowance::new(&tenant("two", &limits, Some(&group)), &book);
+    let one = Allowance::new(&tenant("one", &limits, Some(&group)), &book, Part::Whole);
+    let two = Allowance::new(&tenant("two", &limits, Some(&group)), &book, Part::Whole);
     let first = admit(&one, &ask(100, 800), &at(0)).unwrap();
     let denied = admit(&two, &ask(100, 800), &at(0)).unwrap_err();
     assert_eq!(&*denied.subject.0, "group/all");
@@ -157,7 +157,7 @@ fn several_limits_are_taken_all_or_none() {
 fn a_request_that_was_not_sent_costs_nothing() {
     let book = Book::default();
     let limits = [limit(Quantity::Requests, Window::Day, 1)];
-    let allowance = Allowance::new(&tenant("a", &limits, None), &book);
+    let allowance = Allowance::new(&tenant("a", &limits, None), &book, Part::Whole);
     drop(admit(&allowance, &ask(1, 1), &at(0)).unwrap());
     let mut sent = admit(&allowance, &ask(1, 1), &at(0)).unwrap();
     sent.sent(&at(0));
@@ -173,7 +173,7 @@ fn a_request_that_was_not_sent_costs_nothing() {
 fn a_demand_beyond_the_whole_limit_is_told_as_such() {
     let book = Book::default();
     let limits = [limit(Quantity::Tokens, Window::Minute, 100)];
-    let allowance = Allowance::new(&tenant("a", &limits, None), &book);
+    let allowance = Allowance::new(&tenant("a", &limits, None), &book, Part::Whole);
     let denied = admit(&allowance, &ask(60, 60), &at(0)).unwrap_err();
     assert_eq!(denied.full, Full::Always);
 }
@@ -183,7 +183,7 @@ fn a_limit_in_shadow_counts_and_refuses_nobody() {
     let book = Book::default();
     let mut shadow = limit(Quantity::Requests, Window::Day, 1);
     shadow.shadow = true;
-    let allowance = Allowance::new(&tenant("a", &[shadow], None), &book);
+    let allowance = Allowance::new(&tenant("a", &[shadow], None), &book, Part::Whole);
     for expected in [0, 1, 1] {
         let (reservation, shadowed) = reserve(&allowance, &ask(1, 1), &at(0));
         assert_eq!(shadowed.len(), expected);
@@ -200,7 +200,7 @@ fn limits_of_one_surface_or_model_leave_the_others_alone() {
     text.key.surfaces = Surfaces::Text;
     let mut pro = limit(Quantity::Requests, Window::Day, 0);
     pro.key.model = Some("deepseek-v4-pro".into());
-    let allowance = Allowance::new(&tenant("a", &[chat, text, pro], None), &book);
+    let allowance = Allowance::new(&tenant("a", &[chat, text, pro], None), &book, Part::Whole);
     let send = |ask: Ask<'_>| match admit(&allowance, &ask, &at(0)) {
         Ok(mut reservation) => {
             reservation.sent(&at(0));
@@ -229,12 +229,12 @@ fn limits_of_one_surface_or_model_leave_the_others_alone() {
 fn a_changed_limit_measures_the_same_use_anew() {
     let book = Book::default();
     let small = [limit(Quantity::Requests, Window::Minute, 10)];
-    let allowance = Allowance::new(&tenant("a", &small, None), &book);
+    let allowance = Allowance::new(&tenant("a", &small, None), &book, Part::Whole);
     for _ in 0..10 {
         admit(&allowance, &ask(1, 1), &at(0)).unwrap().sent(&at(0));
     }
     let large = [limit(Quantity::Requests, Window::Minute, 100)];
-    let allowance = Allowance::new(&tenant("a", &large, None), &book);
+    let allowance = Allowance::new(&tenant("a", &large, None), &book, Part::Whole);
     for _ in 0..90 {
         admit(&allowance, &ask(1, 1), &at(0)).unwrap().sent(&at(0));
     }
@@ -246,10 +246,15 @@ fn a_plan_that_goes_while_its_leases_are_held_gets_them_back() {
     let book = Book::default();
     let limits = [limit(Quantity::Concurrent, Window::None, 1)];
     let with = tenant("a", &limits, None);
-    let held = admit(&Allowance::new(&with, &book), &ask(1, 1), &at(0)).unwrap();
-    let without = Allowance::new(&tenant("a", &[], None), &book);
+    let held = admit(
+        &Allowance::new(&with, &book, Part::Whole),
+        &ask(1, 1),
+        &at(0),
+    )
+    .unwrap();
+    let without = Allowance::new(&tenant("a", &[], None), &book, Part::Whole);
     assert!(without.is_unlimited());
-    let again = Allowance::new(&with, &book);
+    let again = Allowance::new(&with, &book, Part::Whole);
     assert!(admit(&again, &ask(1, 1), &at(0)).is_err());
     drop(held);
     assert!(admit(&again, &ask(1, 1), &at(0)).is_ok());
@@ -259,7 +264,7 @@ fn a_plan_that_goes_while_its_leases_are_held_gets_them_back() {
 fn a_clock_that_steps_over_midnight_and_back_gives_no_second_day() {
     let book = Book::default();
     let limits = [limit(Quantity::Requests, Window::Day, 2)];
-    let allowance = Allowance::new(&tenant("a", &limits, None), &book);
+    let allowance = Allowance::new(&tenant("a", &limits, None), &book, Part::Whole);
     let calendar = Calendar::new(TimeZone::UTC);
     let send = |wall: i64| match admit(&allowance, &ask(1, 1), &calendar.at(0, wall)) {
         Ok(mut reservation) => {
@@ -286,7 +291,7 @@ fn what_another_process_holds_takes_room_until_it_settles_or_dies() {
         limit(Quantity::Concurrent, Window::None, 2),
     ];
     let who = tenant("a", &limits, None);
-    let before = Allowance::new(&who, &old);
+    let before = Allowance::new(&who, &old, Part::Whole);
     let one = admit(&before, &ask(100, 200), &at(0)).unwrap();
     let two = admit(&before, &ask(100, 200), &at(0)).unwrap();
     let process: Arc<str> = "old".into();
@@ -296,7 +301,7 @@ fn what_another_process_holds_takes_room_until_it_settles_or_dies() {
     assert!(old.is_handed_over());
     let refused = reserve(&before, &ask(1, 1), &at(1)).0;
     assert_eq!(refused.err(), Some(Refused::HandedOver));
-    let after = Allowance::new(&who, &new);
+    let after = Allowance::new(&who, &new, Part::Whole);
     assert!(admit(&after, &ask(1, 1), &at(1)).is_err());
     one.settle(
         &Amounts {

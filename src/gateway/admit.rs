@@ -10,7 +10,7 @@ use crate::admission::allowance::bit;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::counter::{Full, Standing};
 use crate::admission::estimate;
-use crate::admission::reservation::{Ask, Denied, Refused, Shown, reserve};
+use crate::admission::reservation::{Ask, Denied, Refused, Shown};
 use crate::config::money::format_money;
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
 use crate::context::{Admitted, Context, Expected, Routed};
@@ -25,6 +25,8 @@ use crate::snapshot::Snapshot;
 
 /// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// While nobody can say how the limits stand.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// What a body says of what it will take. Asked before the body is edited.
 pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {
@@ -51,7 +53,7 @@ pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {
 
 impl Gateway {
     /// Takes room in every limit that covers the routed request, or refuses.
-    pub(super) fn admit(&self, ctx: &mut Context) -> Result<(), Refusal> {
+    pub(super) async fn admit(&self, ctx: &mut Context) -> Result<(), Refusal> {
         let began = Instant::now();
         let snapshot = ctx.snapshot.clone();
         let Some(routed) = ctx.routed() else {
@@ -71,20 +73,26 @@ impl Gateway {
             request: u128::from_str_radix(ctx.request_id(), 16).unwrap_or_default(),
         };
         let now = self.counting.now(&snapshot.calendar);
-        let (reservation, shadowed) = reserve(allowance, &ask, &now);
+        let share = snapshot.share(&routed.identity.tenant.id);
+        let (lease, shadowed) = self.counting.admit(allowance, share, &ask, &now).await;
         for (subject, key) in shadowed {
             self.metrics.would_refuse(&subject.0, &key);
         }
-        let reservation = reservation.map_err(|refused| match refused {
+        let lease = lease.map_err(|refused| match refused {
             Refused::Denied(denied) => {
                 self.metrics.limit_refused(&denied.subject.0, &denied.key);
                 refusal(&denied, at, &snapshot.settings.accounting.currency)
             }
             Refused::HandedOver => handed_over(),
+            Refused::Unknown => Refusal::new(
+                Code::LimitsUnavailable,
+                "How much of your limits is left cannot be told at the moment; try again shortly.",
+            )
+            .retry_after(UNKNOWN_WAIT),
         })?;
         ctx.admitted = Some(Admitted {
-            shown: shown(&reservation.shown),
-            reservation: Some(reservation),
+            shown: shown(&lease.shown),
+            lease: Some(lease),
             counted: self.metrics.show_admitted(),
             at,
         });
@@ -96,9 +104,9 @@ impl Gateway {
     pub(super) fn count_as_sent(&self, ctx: &mut Context) {
         let now = self.counting.now(&ctx.snapshot.calendar);
         if let Some(admitted) = &mut ctx.admitted
-            && let Some(reservation) = &mut admitted.reservation
+            && let Some(lease) = &mut admitted.lease
         {
-            reservation.sent(&now);
+            lease.sent(&now);
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
@@ -12,6 +12,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
+use super::verdict::is_stream;
 use crate::context::{Context, Routed, Watch};
 use crate::relay::answer::AnswerScanner;
 use crate::relay::event::{FinishReason, Shape};
@@ -35,6 +36,8 @@ impl Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let status = match head.status.as_u16() {
+            // Under a head that was sent before, an error is an event.
+            _ if ctx.answer.opened => StatusCode::OK,
             status @ 400.. => client_fault(status).status(),
             _ => head.status,
         };
@@ -101,6 +104,9 @@ impl Gateway {
                 let out = scanner.feed(piece);
                 if ctx.answer.first_content.is_none() && scanner.seen().first_content {
                     ctx.answer.first_content = Some(now);
+                    if let Some(attempt) = &ctx.attempts.current {
+                        attempt.tell_first_content(now);
+                    }
                 }
                 out
             }
@@ -123,11 +129,13 @@ impl Gateway {
             Watch::Nothing => (out, true),
             Watch::Error { status, gathered } => {
                 let refusal = upstream_error(*status, gathered);
-                let body = Bytes::from(
-                    refusal.body(ctx.family, ctx.request_id.to_str().unwrap_or_default()),
-                );
+                let id = ctx.request_id.to_str().unwrap_or_default();
+                let told = match ctx.answer.opened {
+                    true => refusal.event(ctx.family, id),
+                    false => refusal.body(ctx.family, id),
+                };
                 ctx.refusal = Some(refusal);
-                (body, true)
+                (Bytes::from(told), true)
             }
             Watch::Whole(scanner) => {
                 if !scanner.seen().complete {
@@ -177,10 +185,7 @@ impl Gateway {
             ctx.client_gone = true;
             return gone;
         }
-        let begun = session
-            .response_written()
-            .is_some_and(|head| !head.status.is_informational());
-        if begun {
+        if ctx.has_begun(session.response_written()) {
             if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.
                 let _ = session.write_response_body(Some(event), false).await;
@@ -192,6 +197,16 @@ impl Gateway {
             Refusal::new(Code::Internal, "The gateway failed to handle this request.")
                 .detail(error.etype().as_str())
         });
+        if ctx.answer.opened {
+            // The client was told "200, in a moment": the truth follows as an event, and no end.
+            ctx.answer.status = StatusCode::OK.as_u16();
+            let event = refusal.event(ctx.family, ctx.request_id());
+            ctx.refusal = Some(refusal);
+            let event = Some(Bytes::from(event));
+            let _ = session.write_response_body(event, false).await;
+            let_out(&session.downstream_session).await;
+            return gone;
+        }
         // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
         let refusal = Refusal {
             close: true,
@@ -207,6 +222,13 @@ impl Gateway {
 }
 
 impl Context {
+    /// Is an upstream's answer on its way to the client? What was `written` may be an interim head,
+    /// or our own while the request waited.
+    pub(super) fn has_begun(&self, written: Option<&ResponseHeader>) -> bool {
+        let only_ours = self.answer.opened && self.answer.status == 0;
+        !only_ours && written.is_some_and(|head| !head.status.is_informational())
+    }
+
     /// Marks the answer as interrupted; the event that says so, if this is a stream to which
     /// nobody has said it yet.
     fn tell_interruption(&mut self) -> Option<Bytes> {
@@ -274,12 +296,7 @@ fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
     else {
         return Watch::Nothing;
     };
-    let kind = head
-        .headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    if kind.to_ascii_lowercase().starts_with("text/event-stream") {
+    if is_stream(head) {
         Watch::Stream(Box::new(Scanner::new(shape, routed.strip_usage)))
     } else {
         Watch::Whole(Box::new(AnswerScanner::new(shape)))

@@ -1,6 +1,7 @@
-//! One try at an upstream: choosing it, reaching it, asking it. How it went is judged in
-//! [`super::verdict`].
+//! One try at an upstream: choosing it, reaching it, asking it. Waiting for it is in
+//! [`super::waiting`]; how it went is judged in [`super::verdict`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,58 +20,54 @@ use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::NoChoice;
+use crate::upstream::pool::{Chosen, Lane, NoChoice};
+use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
-/// What a client is asked to wait when every account is at its ceiling.
-const FULL_WAIT: Duration = Duration::from_secs(1);
+/// What a client is asked to wait when every account is at its ceiling, at least and at most.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 impl Gateway {
-    /// Holds an account and an endpoint and names the address to connect to.
-    pub(super) fn choose(&self, ctx: &mut Context) -> Result<Box<HttpPeer>> {
-        let now = Instant::now();
+    /// Holds an account and an endpoint and names the address to connect to; waits for them if it
+    /// must.
+    pub(super) async fn choose(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+    ) -> Result<Box<HttpPeer>> {
         let lanes = ctx
             .routed()
             .map(|routed| routed.lanes.clone())
             .unwrap_or_default();
-        let mut full = false;
-        while let Some(lane) = lanes.get(ctx.attempts.lane) {
-            let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
-            if !lane.pool.is_ready(now) && later.iter().any(|lane| lane.pool.is_ready(now)) {
-                ctx.attempts.next_lane();
-                continue;
+        loop {
+            let now = Instant::now();
+            if let Some(peer) = seek(ctx, &lanes, now) {
+                self.metrics.own_work("choose", now.elapsed());
+                return Ok(peer);
             }
-            let chosen = match lane.choose(&ctx.attempts.tried, now) {
-                Ok(chosen) => chosen,
-                Err(reason) => {
-                    full |= reason == NoChoice::Full;
-                    ctx.attempts.next_lane();
-                    continue;
+            let Some(lane) = lanes.get(ctx.attempts.lane) else {
+                // A failure of an earlier attempt says more than "nothing is left".
+                ctx.refusal.get_or_insert_with(unreachable);
+                return Err(refused(ctx));
+            };
+            match self.wait_for_place(session, ctx, lane).await? {
+                Ok(chosen) => {
+                    if let Some(peer) = begin(ctx, lane, chosen, Instant::now()) {
+                        return Ok(peer);
+                    }
                 }
-            };
-            let slot = lane.pool.endpoints.get(chosen.endpoint);
-            let Some((slot, address)) =
-                slot.and_then(|slot| Some((slot, slot.state.next_address()?)))
-            else {
-                ctx.attempts.tried.endpoints.push(chosen.endpoint);
-                continue;
-            };
-            let peer = slot.template.at(address);
-            ctx.attempts.made += 1;
-            ctx.attempts.current = Some(Attempt {
-                chosen,
-                lane: lane.clone(),
-                began: now,
-                sent: false,
-                answered: false,
-            });
-            self.metrics.own_work("choose", now.elapsed());
-            return Ok(Box::new(peer));
+                Err(NotServed::Exhausted) => ctx.attempts.next_lane(),
+                Err(
+                    why @ (NotServed::QueueFull { wait }
+                    | NotServed::TooLong { wait }
+                    | NotServed::Late { wait }),
+                ) => {
+                    ctx.refusal.get_or_insert_with(|| at_ceiling(why, wait));
+                    return Err(refused(ctx));
+                }
+            }
         }
-        // A failure of an earlier attempt says more than "nothing is left".
-        ctx.refusal
-            .get_or_insert_with(|| if full { at_ceiling() } else { unreachable() });
-        Err(refused(ctx))
     }
 
     /// TLS must be as configured before a byte of the request goes out.
@@ -206,12 +203,69 @@ impl Gateway {
     }
 }
 
-fn at_ceiling() -> Refusal {
+/// Takes a free place in the first lane that has one. If none has, the context is left at the first
+/// lane that is only full, or behind the last one.
+fn seek(ctx: &mut Context, lanes: &[Arc<Lane>], now: Instant) -> Option<Box<HttpPeer>> {
+    let mut full = None;
+    while let Some(lane) = lanes.get(ctx.attempts.lane) {
+        let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
+        if !lane.pool.is_ready(now) && later.iter().any(|lane| lane.pool.is_ready(now)) {
+            ctx.attempts.next_lane();
+            continue;
+        }
+        match lane.choose(&ctx.attempts.tried, now) {
+            Ok(chosen) => {
+                if let Some(peer) = begin(ctx, lane, chosen, now) {
+                    return Some(peer);
+                }
+            }
+            Err(reason) => {
+                if reason == NoChoice::Full && full.is_none() {
+                    full = Some((ctx.attempts.lane, ctx.attempts.tried.clone()));
+                }
+                ctx.attempts.next_lane();
+            }
+        }
+    }
+    if let Some((lane, tried)) = full {
+        ctx.attempts.lane = lane;
+        ctx.attempts.tried = tried;
+    }
+    None
+}
+
+/// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.
+fn begin(
+    ctx: &mut Context,
+    lane: &Arc<Lane>,
+    chosen: Chosen,
+    now: Instant,
+) -> Option<Box<HttpPeer>> {
+    let slot = lane.pool.endpoints.get(chosen.endpoint);
+    let Some((slot, address)) = slot.and_then(|slot| Some((slot, slot.state.next_address()?)))
+    else {
+        ctx.attempts.tried.endpoints.push(chosen.endpoint);
+        return None;
+    };
+    let peer = slot.template.at(address);
+    ctx.attempts.made += 1;
+    ctx.attempts.current = Some(Attempt {
+        chosen,
+        lane: lane.clone(),
+        began: now,
+        sent: false,
+        answered: false,
+    });
+    Some(Box::new(peer))
+}
+
+fn at_ceiling(why: NotServed, wait: Duration) -> Refusal {
     Refusal::new(
         Code::Overloaded,
         "All upstream accounts are busy; try again in a moment.",
     )
-    .retry_after(FULL_WAIT)
+    .retry_after(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT))
+    .detail(format!("queue: {}", why.as_str()))
 }
 
 fn method(surface: &Surface) -> Method {

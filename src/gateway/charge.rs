@@ -50,9 +50,9 @@ impl Gateway {
         let mut admitted = ctx.admitted.take()?;
         let charge = self.weigh(ctx, &admitted, sent);
         let now = self.counting.now(&ctx.snapshot.calendar);
-        if let Some(reservation) = admitted.reservation.take() {
+        if let Some(lease) = admitted.lease.take() {
             let used = charge.as_ref().map(amounts).unwrap_or_default();
-            reservation.settle(&used, &now);
+            lease.settle(&used, &now);
         }
         if let Some(charge) = &charge {
             self.learn(ctx, charge);

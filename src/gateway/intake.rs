@@ -146,7 +146,7 @@ impl Gateway {
             }
         };
         ctx.stage = Stage::Routed(Box::new(routed));
-        self.admit(ctx)?;
+        self.admit(ctx).await?;
         place_stand_in(session, ctx);
         Ok(Passage::Forward)
     }

@@ -1,7 +1,7 @@
 //! The end of a request: usage settled, metrics counted, one line written. Runs once for every
 //! request, however it ended.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Version;
 use pingora::{Error, ErrorSource};
@@ -63,6 +63,13 @@ impl Gateway {
                 status_text(ctx.answer.status, &mut buffer),
             ])
             .inc();
+        if ctx.attempts.queued > Duration::ZERO {
+            let waited = ctx.attempts.queued.as_secs_f64();
+            metrics
+                .queue_wait
+                .with_label_values(&[model])
+                .observe(waited);
+        }
         let duration = now.saturating_duration_since(ctx.started).as_secs_f64();
         metrics
             .request_duration
@@ -158,6 +165,7 @@ impl Gateway {
             attempts: ctx.attempts.made,
             stream: ctx.routed().is_some_and(|routed| routed.stream),
             duration_ms: since_start(now),
+            queued_ms: (ctx.attempts.queued > Duration::ZERO).then(|| millis(ctx.attempts.queued)),
             time_to_first_token_ms: ctx.answer.first_content.map(since_start),
             request_bytes: ctx.body_bytes.unwrap_or_else(|| session.body_bytes_read()),
             response_bytes: session.body_bytes_sent(),

@@ -39,7 +39,9 @@ impl Gateway {
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.answered = true;
         }
-        if let Some(why) = nonsense(head, answers_in_json(ctx)) {
+        let stray = ctx.answer.opened && head.status.is_success() && !is_stream(head);
+        let why = stray.then_some("an answer in one piece where a stream was begun");
+        if let Some(why) = nonsense(head, answers_in_json(ctx)).or(why) {
             let refusal = Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.");
             let error = forward::not_trusted(why);
             return Err(self.attempt_failed(ctx, Failure::Garbage, refusal.detail(why), error));
@@ -54,9 +56,13 @@ impl Gateway {
         if let (Some(pause), Some(attempt)) =
             (pause_after(status, retry_after), &ctx.attempts.current)
         {
+            let now = Instant::now();
+            if status == 429 {
+                attempt.tell_rate_limited(now);
+            }
             attempt
                 .account_slot()
-                .inspect(|account| account.rest.rest(Instant::now(), pause));
+                .inspect(|account| account.rest.rest(now, pause));
         }
         if is_empty(head) && answers_in_json(ctx) {
             return Err(self.empty_answer(ctx, status, retry_after));
@@ -114,9 +120,7 @@ impl Gateway {
         let kind = cut.map_or_else(|| error.etype().clone(), |cut| cut.kind);
         let stale = reused && is_stale(&kind) && ctx.attempts.current.as_ref().is_some_and(fresh);
         error.retry.decide_reuse(false);
-        let begun = session
-            .response_written()
-            .is_some_and(|head| !head.status.is_informational());
+        let begun = ctx.has_begun(session.response_written());
         if *error.esource() == ErrorSource::Downstream {
             ctx.client_gone = true;
             self.end_attempt(ctx, "client_gone");
@@ -338,6 +342,12 @@ fn nonsense(head: &ResponseHeader, in_json: bool) -> Option<&'static str> {
         return Some("a success without the answer that belongs to it");
     }
     None
+}
+
+pub(super) fn is_stream(head: &ResponseHeader) -> bool {
+    let kind = head.headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/event-stream"))
 }
 
 /// We ask for plain answers: what is compressed could not be watched.

@@ -152,6 +152,19 @@ pub fn own_head(
     Ok(head)
 }
 
+/// Builds the head of a stream of events whose end is not known yet.
+///
+/// # Errors
+/// Never.
+pub fn stream_head(family: Family, request_id: &HeaderValue) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build_no_case(StatusCode::OK, Some(8))?;
+    head.insert_header(header::CONTENT_TYPE, "text/event-stream")?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    identify(&mut head, family, request_id)?;
+    Ok(head)
+}
+
 /// Adds what a refusal says in its head.
 ///
 /// # Errors

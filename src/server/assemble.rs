@@ -32,7 +32,8 @@ use super::upkeep::Upkeep;
 use super::watch::Stamps;
 use crate::admin::AdminService;
 use crate::admission::book::Book;
-use crate::admission::counting::Counting;
+use crate::admission::counting::{Counting, Shared};
+use crate::admission::store_redis::{ConnectError, RedisCounts};
 use crate::config::settings::{self, Settings};
 use crate::config::{self, Loaded, Mistake};
 use crate::downstream::in_flight::Requests;
@@ -72,6 +73,8 @@ pub enum StartError {
     Snapshot(#[from] SnapshotError),
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    #[error("server.store.redis: {0}")]
+    Redis(#[from] ConnectError),
     #[error(transparent)]
     Bookkeeping(#[from] BookkeepingError),
     #[error("cannot set up the log: {0}")]
@@ -163,11 +166,12 @@ impl Parts {
             .as_ref()
             .map(|admin| bind(admin.address))
             .transpose()?;
+        let shared = shared(&settings.server.store)?;
         let book = Arc::new(Book::default());
         let bookkeeping = Bookkeeping::begin(
             &settings,
             Kept {
-                counting: Arc::new(Counting::new(book)),
+                counting: Arc::new(Counting::new(book, shared)),
                 journal: Arc::new(Journal::default()),
                 metrics: metrics.clone(),
             },
@@ -280,6 +284,10 @@ impl Parts {
         let watch = FileWatch {
             reloader: reloader.clone(),
         };
+        if let Some(counts) = counting.shared() {
+            let service = SharedCounts(counts.clone());
+            server.add_service(background_service("shared counts", service));
+        }
         let follow = Together(vec![reloader, Arc::new(watch), Arc::new(key_sets)]);
         server.add_service(background_service("follow changes", follow));
         let grace = settings.server.shutdown_grace;
@@ -290,6 +298,7 @@ impl Parts {
                 in_flight: in_flight.clone(),
                 grace,
                 bookkeeper: bookkeeper.clone(),
+                shared: counting.shared().cloned(),
                 flusher,
                 connections,
             },
@@ -321,6 +330,30 @@ fn proxy(gateway: Gateway, conf: Arc<ServerConf>, limits: &settings::Limits) -> 
     proxy.h2_options = Some(h2);
     proxy.handle_init_modules();
     proxy
+}
+
+/// The counts in Redis, if that is where they are; connected later, so that a Redis that is down
+/// stops no start. The name is this process's alone: it dies with what it holds.
+fn shared(store: &settings::Store) -> Result<Option<Shared>, ConnectError> {
+    let settings::Store::Redis(redis) = store else {
+        return Ok(None);
+    };
+    let host = uuid::Uuid::now_v7().simple().to_string();
+    let counts = RedisCounts::connect(redis, &host)?;
+    Ok(Some(Shared {
+        counts,
+        fail: redis.fail,
+    }))
+}
+
+/// Keeps in touch with Redis, until the process ends.
+struct SharedCounts(Arc<RedisCounts>);
+
+#[async_trait]
+impl BackgroundService for SharedCounts {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        self.0.run().await;
+    }
 }
 
 /// Services that are rarely awake, on one thread and runtime instead of one each.

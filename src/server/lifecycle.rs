@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::bookkeeping::Bookkeeper;
+use crate::admission::store_redis::RedisCounts;
 use crate::downstream::in_flight::Requests;
 use crate::telemetry::logger::Flusher;
 use crate::telemetry::readiness::Readiness;
@@ -95,6 +96,8 @@ pub struct LastOneOut {
     pub in_flight: Arc<Requests>,
     pub grace: Duration,
     pub bookkeeper: Arc<Bookkeeper>,
+    /// The counts in Redis, which are told the last settlements.
+    pub shared: Option<Arc<RedisCounts>>,
     pub flusher: Flusher,
     /// Client connections; they close once their last bytes are out.
     pub connections: IntGauge,
@@ -119,6 +122,9 @@ impl BackgroundService for LastOneOut {
             self.in_flight.count(),
             began.elapsed()
         );
+        if let Some(counts) = &self.shared {
+            counts.finish(LAST_WRITE).await;
+        }
         self.bookkeeper.finish(LAST_WRITE);
         self.flusher.flush(FLUSH_TIME);
         exit();

@@ -98,6 +98,8 @@ impl Reloader {
         self.standing
             .forget_others(&snapshot.settings.identity.tokens);
         self.current.store(Arc::new(snapshot));
+        // Who waits may profit by the change at once.
+        self.current.load().pump(Instant::now());
         self.reloaded.notify_one();
         self.sources.taken_over(&reading.layers);
         self.read.lock().secrets = loaded.secret_files;

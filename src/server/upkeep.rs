@@ -1,5 +1,5 @@
 //! What goes on in the background while requests are served: names are resolved anew, endpoints
-//! asked after their health. Follows the configuration in use; pools that a reload brought are
+//! asked after their health, learned ceilings raised, those who wait looked after. Follows the configuration in use; pools that a reload brought are
 //! taken up at once.
 
 use std::collections::HashMap;
@@ -41,7 +41,25 @@ struct Due {
 
 #[async_trait]
 impl BackgroundService for Upkeep {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        // A slow name server must not keep those who wait from a place.
+        tokio::select! {
+            () = self.ask_around(shutdown) => {}
+            () = self.pump() => {}
+        }
+    }
+}
+
+impl Upkeep {
+    /// Looks for places that came free without anybody giving them back.
+    async fn pump(&self) {
+        loop {
+            self.current.load().pump(Instant::now());
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    async fn ask_around(&self, mut shutdown: ShutdownWatch) {
         let connector = Connector::new(None);
         let mut due = HashMap::new();
         loop {
@@ -55,9 +73,7 @@ impl BackgroundService for Upkeep {
             }
         }
     }
-}
 
-impl Upkeep {
     /// Does what is due; upstreams do not wait for each other.
     async fn round(
         &self,

@@ -68,6 +68,9 @@ pub struct Line<'a> {
     pub attempts: u32,
     pub stream: bool,
     pub duration_ms: f64,
+    /// Of it, time in line for a place at an account; absent if it did not wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_to_first_token_ms: Option<f64>,
     pub request_bytes: usize,

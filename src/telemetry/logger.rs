@@ -105,6 +105,7 @@ pub fn install(settings: &Logging, dropped: IntCounter) -> io::Result<Flusher> {
             dropped,
         })))
         .format(move |out, record| match format {
+            _ if is_expected(record) => Ok(()),
             LogFormat::Json => json_line(out, record),
             LogFormat::Text => text_line(out, record),
         })
@@ -112,6 +113,16 @@ pub fn install(settings: &Logging, dropped: IntCounter) -> io::Result<Flusher> {
         .map_err(io::Error::other)?;
     set_level(settings.level);
     Ok(Flusher(queue))
+}
+
+/// Pingora warns of every answer's second head. Where one is due, the first was ours, sent while the
+/// request waited.
+fn is_expected(record: &Record<'_>) -> bool {
+    record.target().starts_with("pingora_core::protocols::http")
+        && record
+            .args()
+            .as_str()
+            .is_some_and(|text| text.contains("header is already sent, cannot send again"))
 }
 
 /// Changes how much is logged, from the next line on.

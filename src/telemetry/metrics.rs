@@ -119,6 +119,14 @@ metrics! {
     endpoint_addresses: IntGaugeVec = gauges("upstream_endpoint_addresses", "Addresses known for the endpoint.", &["upstream", "endpoint"]);
     account_in_flight: IntGaugeVec = gauges("account_in_flight", "Requests in flight per account and upstream model.", &["upstream", "account", "model"]);
     account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);
+    account_ceiling_learned: IntGaugeVec = gauges("account_ceiling_learned", "Ceiling of concurrent requests as it was learned, where it is below the configured one.", &["upstream", "account", "model"]);
+    account_ceiling_decreases: IntCounterVec = counters("account_ceiling_decreases_total", "Times that a learned ceiling came down, by cause.", &["upstream", "account", "model", "cause"]);
+    queue_length: IntGaugeVec = gauges("queue_length", "Requests that wait for a place at an account.", &["upstream", "model"]);
+    queue_outcomes: IntCounterVec = counters("queue_outcomes_total", "What became of requests that found no free place.", &["upstream", "model", "outcome"]);
+    queue_wait: HistogramVec = histograms("queue_wait_seconds", "Time in line, of requests that stood in one.", &["model"], LONG_BUCKETS);
+    shared_counts_up: IntGauge = gauge("shared_counts_up", "1 while Redis answers; 0 also where none is configured.");
+    shared_counts_waiting: IntGauge = gauge("shared_counts_waiting", "Counters and reservations that Redis is still to be told of.");
+    shared_counts_failures: IntCounterVec = counters("shared_counts_failures_total", "Questions to Redis that failed, and counts that were lost, by kind.", &["kind"]);
     reloads: IntCounterVec = counters("config_reloads_total", "Reloads by result and by what asked for them.", &["result", "trigger"]);
     last_reload: Gauge = float_gauge("config_last_reload_timestamp_seconds", "When the configuration in use was taken over.");
     source_polls: IntCounterVec = counters("config_source_polls_total", "Questions to the sources that the configuration is fetched from, by result.", &["result"]);

@@ -1,26 +1,69 @@
-//! An account's running state: how many requests it holds per model, and whether it is resting.
+//! An account's running state: how many requests it holds per model and may hold, and whether it is
+//! resting.
 //!
 //! DeepSeek limits *concurrent requests per account and model*, counted from sending until the
 //! answer is complete (rate_limit page), so that is what is counted here. The state outlives
-//! reloads; ceilings belong to the configuration and are passed in.
+//! reloads, the ceiling with it: requests that began before a reload are held to the ceiling of
+//! after.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::governor::{Governor, Load};
+
 /// Requests in flight at one account for one model.
-#[derive(Debug, Default)]
-pub struct Places(AtomicU32);
+#[derive(Debug)]
+pub struct Places {
+    in_flight: AtomicU32,
+    /// [`NO_CEILING`] for none.
+    configured: AtomicU32,
+    pub governor: Governor,
+}
+
+const NO_CEILING: u32 = u32::MAX;
 
 impl Places {
-    pub fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+    /// `None` for no ceiling.
+    pub fn new(ceiling: Option<u32>) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            configured: AtomicU32::new(ceiling.unwrap_or(NO_CEILING)),
+            governor: Governor::default(),
+        }
     }
 
-    /// Takes a place unless `ceiling` are taken. The place comes back when the lease is dropped.
-    pub fn acquire(self: &Arc<Self>, ceiling: Option<u32>) -> Option<AccountLease> {
-        let ceiling = ceiling.unwrap_or(u32::MAX);
-        self.0
+    /// Requests in flight.
+    pub fn get(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Changes the configured ceiling; `None` for none. Places above it are given back as they end.
+    pub fn configure(&self, ceiling: Option<u32>) {
+        let ceiling = ceiling.unwrap_or(NO_CEILING);
+        self.configured.store(ceiling, Ordering::Release);
+    }
+
+    /// What the governor is told.
+    pub fn load(&self) -> Load {
+        let configured = self.configured.load(Ordering::Acquire);
+        Load {
+            configured: (configured != NO_CEILING).then_some(configured),
+            in_flight: self.get(),
+        }
+    }
+
+    /// What was configured or has been learned, whichever is less; `None` for no ceiling.
+    pub fn ceiling(&self) -> Option<u32> {
+        let configured = self.configured.load(Ordering::Acquire);
+        let ceiling = configured.min(self.governor.learned().unwrap_or(NO_CEILING));
+        (ceiling != NO_CEILING).then_some(ceiling)
+    }
+
+    /// Takes a place unless as many are taken as may be. It comes back when the lease is dropped.
+    pub fn acquire(self: &Arc<Self>) -> Option<AccountLease> {
+        let ceiling = self.ceiling().unwrap_or(NO_CEILING);
+        self.in_flight
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
                 (held < ceiling).then_some(held + 1)
             })
@@ -36,7 +79,7 @@ pub struct AccountLease(Arc<Places>);
 
 impl Drop for AccountLease {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -93,23 +136,23 @@ mod tests {
 
     #[test]
     fn a_ceiling_is_never_passed_and_a_drop_gives_the_place_back() {
-        let in_flight = Arc::new(Places::default());
-        let first = in_flight.acquire(Some(2)).unwrap();
-        let _second = in_flight.acquire(Some(2)).unwrap();
-        assert!(in_flight.acquire(Some(2)).is_none());
+        let in_flight = Arc::new(Places::new(Some(2)));
+        let first = in_flight.acquire().unwrap();
+        let _second = in_flight.acquire().unwrap();
+        assert!(in_flight.acquire().is_none());
         drop(first);
         assert_eq!(in_flight.get(), 1);
-        assert!(in_flight.acquire(Some(2)).is_some());
+        assert!(in_flight.acquire().is_some());
     }
 
     #[test]
     fn many_threads_cannot_take_one_place_too_many() {
-        let in_flight = Arc::new(Places::default());
+        let in_flight = Arc::new(Places::new(Some(3)));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..10_000 {
-                        let lease = in_flight.acquire(Some(3));
+                        let lease = in_flight.acquire();
                         assert!(in_flight.get() <= 3);
                         drop(lease);
                     }

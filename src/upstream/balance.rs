@@ -22,17 +22,28 @@ pub struct EndpointView {
     /// At least 1.
     pub weight: u32,
     pub healthy: bool,
+    /// It takes no more at the moment.
+    pub full: bool,
     /// Already tried in this request.
     pub tried: bool,
 }
 
-/// Why no account can take the request.
+/// Why nothing can take the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoAccount {
+pub enum NoneLeft {
     /// Each one left is at its ceiling.
     Full,
     /// Each one was tried.
     Tried,
+}
+
+/// What is better: a resting account, or a place at one that is awake but full?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// There is no waiting: a resting account is better than none.
+    None,
+    /// The request can wait for an account that is awake, if there is one.
+    Some,
 }
 
 /// Chooses an account. A resting one is taken only if no other is left: its rest may be over
@@ -40,45 +51,59 @@ pub enum NoAccount {
 ///
 /// # Errors
 /// If none is left to try.
-pub fn account(accounts: &[AccountView], turn: usize) -> Result<usize, NoAccount> {
+pub fn account(
+    accounts: &[AccountView],
+    patience: Patience,
+    turn: usize,
+) -> Result<usize, NoneLeft> {
     let open = |view: &AccountView| {
         !view.tried && view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling)
     };
     let awake = least(accounts, turn, |view| {
         (open(view) && !view.resting).then(|| account_load(view))
     });
-    awake
-        .or_else(|| {
-            least(accounts, turn, |view| {
-                open(view).then(|| account_load(view))
-            })
-        })
-        .ok_or_else(|| {
-            if accounts.iter().all(|view| view.tried) {
-                NoAccount::Tried
-            } else {
-                NoAccount::Full
-            }
-        })
+    if let Some(awake) = awake {
+        return Ok(awake);
+    }
+    let worth_waiting = |view: &AccountView| !view.tried && !view.resting;
+    if patience == Patience::Some && accounts.iter().any(worth_waiting) {
+        return Err(NoneLeft::Full);
+    }
+    let resting = least(accounts, turn, |view| {
+        open(view).then(|| account_load(view))
+    });
+    resting.ok_or_else(|| {
+        if accounts.iter().all(|view| view.tried) {
+            NoneLeft::Tried
+        } else {
+            NoneLeft::Full
+        }
+    })
 }
 
-/// Chooses an endpoint, or `None` if each was tried. If none that is left is healthy, an unhealthy
-/// one of the best priority gets the chance.
-pub fn endpoint(endpoints: &[EndpointView], turn: usize) -> Option<usize> {
+/// Chooses an endpoint. One of a lower priority serves when the better ones are ill or full. If
+/// none that is left is healthy, an unhealthy one of the best priority gets the chance.
+///
+/// # Errors
+/// If none is left to try, or those that could serve are full.
+pub fn endpoint(endpoints: &[EndpointView], turn: usize) -> Result<usize, NoneLeft> {
     for need_health in [true, false] {
         let usable = |view: &EndpointView| !view.tried && (view.healthy || !need_health);
+        if !endpoints.iter().any(usable) {
+            continue;
+        }
+        let open = |view: &EndpointView| usable(view) && !view.full;
         let best = endpoints
             .iter()
-            .filter(|view| usable(view))
+            .filter(|view| open(view))
             .map(|view| view.priority)
             .min();
-        if let Some(best) = best {
-            return least(endpoints, turn, |view| {
-                (usable(view) && view.priority == best).then(|| ratio(view.in_flight, view.weight))
-            });
-        }
+        let least = least(endpoints, turn, |view| {
+            (open(view) && best == Some(view.priority)).then(|| ratio(view.in_flight, view.weight))
+        });
+        return least.ok_or(NoneLeft::Full);
     }
-    None
+    Err(NoneLeft::Tried)
 }
 
 fn account_load(view: &AccountView) -> u64 {
@@ -123,6 +148,7 @@ mod tests {
             priority,
             weight: 1,
             healthy,
+            full: false,
             tried: false,
         }
     }
@@ -130,27 +156,41 @@ mod tests {
     #[test]
     fn the_account_with_most_room_wins() {
         assert_eq!(
-            account(&[acc(10, Some(100)), acc(10, Some(2500))], 0),
+            account(
+                &[acc(10, Some(100)), acc(10, Some(2500))],
+                Patience::None,
+                0
+            ),
             Ok(1)
         );
-        assert_eq!(account(&[acc(3, None), acc(2, None)], 0), Ok(1));
+        assert_eq!(
+            account(&[acc(3, None), acc(2, None)], Patience::None, 0),
+            Ok(1)
+        );
     }
 
     #[test]
     fn a_full_account_is_passed_over_and_all_full_is_told_from_all_tried() {
-        assert_eq!(account(&[acc(2, Some(2)), acc(1, Some(2))], 0), Ok(1));
-        assert_eq!(account(&[acc(2, Some(2))], 0), Err(NoAccount::Full));
+        assert_eq!(
+            account(&[acc(2, Some(2)), acc(1, Some(2))], Patience::None, 0),
+            Ok(1)
+        );
+        assert_eq!(
+            account(&[acc(2, Some(2))], Patience::None, 0),
+            Err(NoneLeft::Full)
+        );
         assert_eq!(
             account(
                 &[AccountView {
                     tried: true,
                     ..acc(0, None)
                 }],
+                Patience::None,
                 0
             ),
-            Err(NoAccount::Tried)
+            Err(NoneLeft::Tried)
         );
-        assert_eq!(account(&[], 3), Err(NoAccount::Tried));
+        assert_eq!(account(&[], Patience::None, 3), Err(NoneLeft::Tried));
     }
 
     #[test]
@@ -159,22 +199,57 @@ mod tests {
             resting: true,
             ..acc(0, None)
         };
-        assert_eq!(account(&[resting, acc(50, None)], 0), Ok(1));
-        assert_eq!(account(&[resting], 0), Ok(0));
+        assert_eq!(account(&[resting, acc(50, None)], Patience::None, 0), Ok(1));
+        assert_eq!(account(&[resting], Patience::None, 0), Ok(0));
+    }
+
+    #[test]
+    fn whoever_can_wait_waits_for_an_account_that_is_awake() {
+        let resting = AccountView {
+            resting: true,
+            ..acc(0, None)
+        };
+        let full = acc(2, Some(2));
+        assert_eq!(account(&[resting, full], Patience::None, 0), Ok(0));
+        assert_eq!(
+            account(&[resting, full], Patience::Some, 0),
+            Err(NoneLeft::Full)
+        );
+        let tried = AccountView {
+            tried: true,
+            ..full
+        };
+        assert_eq!(account(&[resting, tried], Patience::Some, 0), Ok(0));
+    }
+
+    #[test]
+    fn a_full_endpoint_hands_over_to_a_healthy_one_only() {
+        let full = |priority| EndpointView {
+            full: true,
+            ..end(5, priority, true)
+        };
+        assert_eq!(endpoint(&[full(0), end(9, 1, true)], 0), Ok(1));
+        assert_eq!(endpoint(&[full(0), full(1)], 0), Err(NoneLeft::Full));
+        assert_eq!(
+            endpoint(&[full(0), end(0, 0, false)], 0),
+            Err(NoneLeft::Full)
+        );
     }
 
     #[test]
     fn equals_take_turns() {
         let idle = [acc(0, None); 3];
-        let order: Vec<_> = (0..6).map(|turn| account(&idle, turn).unwrap()).collect();
+        let order: Vec<_> = (0..6)
+            .map(|turn| account(&idle, Patience::None, turn).unwrap())
+            .collect();
         assert_eq!(order, [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]
     fn a_lower_priority_serves_only_when_the_best_is_ill() {
-        assert_eq!(endpoint(&[end(90, 0, true), end(0, 1, true)], 0), Some(0));
-        assert_eq!(endpoint(&[end(0, 0, false), end(9, 1, true)], 0), Some(1));
-        assert_eq!(endpoint(&[end(0, 0, false), end(0, 1, false)], 0), Some(0));
+        assert_eq!(endpoint(&[end(90, 0, true), end(0, 1, true)], 0), Ok(0));
+        assert_eq!(endpoint(&[end(0, 0, false), end(9, 1, true)], 0), Ok(1));
+        assert_eq!(endpoint(&[end(0, 0, false), end(0, 1, false)], 0), Ok(0));
     }
 
     #[test]
@@ -183,7 +258,7 @@ mod tests {
             weight: 3,
             ..end(2, 0, true)
         };
-        assert_eq!(endpoint(&[end(1, 0, true), heavy], 0), Some(1));
+        assert_eq!(endpoint(&[end(1, 0, true), heavy], 0), Ok(1));
         assert_eq!(
             endpoint(
                 &[EndpointView {
@@ -192,8 +267,8 @@ mod tests {
                 }],
                 0
             ),
-            None
+            Err(NoneLeft::Tried)
         );
-        assert_eq!(endpoint(&[], 0), None);
+        assert_eq!(endpoint(&[], 0), Err(NoneLeft::Tried));
     }
 }

@@ -16,7 +16,11 @@ pub struct EndpointState {
     next: AtomicUsize,
     record: Mutex<Record>,
     in_flight: AtomicU32,
+    /// Requests at one time; [`NO_LIMIT`] for no limit.
+    limit: AtomicU32,
 }
+
+const NO_LIMIT: u32 = u32::MAX;
 
 impl EndpointState {
     pub fn new(now: Instant) -> Self {
@@ -25,6 +29,7 @@ impl EndpointState {
             next: AtomicUsize::new(0),
             record: Mutex::new(Record::new(now)),
             in_flight: AtomicU32::new(0),
+            limit: AtomicU32::new(NO_LIMIT),
         }
     }
 
@@ -58,10 +63,27 @@ impl EndpointState {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts a request until the lease is dropped.
-    pub fn lease(self: &Arc<Self>) -> EndpointLease {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        EndpointLease(self.clone())
+    /// Changes how many requests it takes at one time; `None` for any number.
+    pub fn configure(&self, limit: Option<u32>) {
+        let limit = limit.unwrap_or(NO_LIMIT);
+        self.limit.store(limit, Ordering::Release);
+    }
+
+    /// How many requests it takes at one time; `None` for any number.
+    pub fn limit(&self) -> Option<u32> {
+        let limit = self.limit.load(Ordering::Acquire);
+        (limit != NO_LIMIT).then_some(limit)
+    }
+
+    /// Counts a request until the lease is dropped, unless as many are under way as may be.
+    pub fn acquire(self: &Arc<Self>) -> Option<EndpointLease> {
+        let limit = self.limit.load(Ordering::Acquire);
+        self.in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
+                (held < limit).then_some(held + 1)
+            })
+            .ok()
+            .map(|_| EndpointLease(self.clone()))
     }
 }
 
@@ -96,10 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_lease_is_no_longer_counted() {
+    fn a_limit_is_never_passed_and_a_dropped_lease_is_no_longer_counted() {
         let state = Arc::new(EndpointState::new(Instant::now()));
-        let lease = state.lease();
+        state.configure(Some(1));
+        let lease = state.acquire().unwrap();
         assert_eq!(state.in_flight(), 1);
+        assert!(state.acquire().is_none());
         drop(lease);
         assert_eq!(state.in_flight(), 0);
     }

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,14 +17,17 @@ use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
-use super::account::{AccountLease, Places, Rest};
-use super::balance::{self, AccountView, EndpointView, NoAccount};
-use super::endpoint::{EndpointLease, EndpointState};
+use super::account::{Places, Rest};
+use super::endpoint::EndpointState;
 use super::health::Thresholds;
+pub use super::lane::{Chosen, Lane, NoChoice, Tried};
 use super::peer::{PeerError, PeerTemplate};
+use super::queue::{Line, Lines};
 use super::signing::{self, Signer};
 use crate::config::secret::Secret;
-use crate::config::settings::{Account, AccountId, Endpoint, Upstream, UpstreamAuth, UpstreamId};
+use crate::config::settings::{
+    Account, AccountId, Endpoint, Queue, Upstream, UpstreamAuth, UpstreamId,
+};
 
 /// Failures of live connections that take an endpoint out when no active check says otherwise.
 const UNWATCHED_THRESHOLDS: Thresholds = Thresholds {
@@ -37,7 +40,8 @@ type AccountKey = (UpstreamId, AccountId);
 /// The state of all accounts and endpoints ever configured, by id.
 #[derive(Default)]
 pub struct Registry {
-    in_flight: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
+    places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
+    lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
     rests: Mutex<HashMap<AccountKey, Arc<Rest>>>,
     endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
     /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
@@ -64,12 +68,23 @@ impl Registry {
         self.connector.get_or_init(make).clone()
     }
 
-    fn in_flight(&self, account: &AccountKey, model: &str) -> Arc<Places> {
-        self.in_flight
+    /// `ceiling` is the configured one, for places that nobody has asked for before.
+    fn places(&self, account: &AccountKey, model: &str, ceiling: Option<u32>) -> Arc<Places> {
+        self.places
             .lock()
             .entry((account.clone(), model.to_owned()))
-            .or_default()
+            .or_insert_with(|| Arc::new(Places::new(ceiling)))
             .clone()
+    }
+
+    fn line(&self, upstream: &UpstreamId, model: &str) -> Arc<Line> {
+        let lines = self
+            .lines
+            .lock()
+            .entry(upstream.clone())
+            .or_default()
+            .clone();
+        lines.of(model)
     }
 
     fn rest(&self, account: &AccountKey, now: Instant) -> Arc<Rest> {
@@ -80,12 +95,22 @@ impl Registry {
             .clone()
     }
 
-    fn endpoint(&self, upstream: &UpstreamId, url: &str, now: Instant) -> Arc<EndpointState> {
-        let key = (upstream.clone(), url.to_owned());
+    fn endpoint(
+        &self,
+        upstream: &UpstreamId,
+        endpoint: &Endpoint,
+        now: Instant,
+    ) -> Arc<EndpointState> {
+        let key = (upstream.clone(), endpoint.url.clone());
+        let make = || {
+            let state = EndpointState::new(now);
+            state.configure(endpoint.max_concurrent);
+            Arc::new(state)
+        };
         self.endpoints
             .lock()
             .entry(key)
-            .or_insert_with(|| Arc::new(EndpointState::new(now)))
+            .or_insert_with(make)
             .clone()
     }
 }
@@ -95,7 +120,7 @@ pub struct Pool {
     pub settings: Arc<Upstream>,
     pub accounts: Vec<AccountSlot>,
     pub endpoints: Vec<EndpointSlot>,
-    turn: AtomicUsize,
+    pub(super) turn: AtomicUsize,
 }
 
 pub struct AccountSlot {
@@ -136,45 +161,6 @@ pub struct EndpointSlot {
     pub state: Arc<EndpointState>,
     pub template: PeerTemplate,
     pub authority: HeaderValue,
-}
-
-/// An upstream's model with the places its accounts offer for it.
-pub struct Lane {
-    pub pool: Arc<Pool>,
-    /// The upstream's name for the model; empty for calls without one.
-    pub model: String,
-    places: Vec<Place>,
-}
-
-struct Place {
-    in_flight: Arc<Places>,
-    ceiling: Option<u32>,
-}
-
-/// Which accounts and endpoints one request has used up.
-#[derive(Debug, Clone, Default)]
-pub struct Tried {
-    pub accounts: Vec<usize>,
-    pub endpoints: Vec<usize>,
-}
-
-/// A chosen account and endpoint, both held until this is dropped.
-#[must_use]
-#[derive(Debug)]
-pub struct Chosen {
-    pub account: usize,
-    pub endpoint: usize,
-    _account_lease: AccountLease,
-    _endpoint_lease: EndpointLease,
-}
-
-/// Why nothing was chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoChoice {
-    /// Every account is at its ceiling.
-    Full,
-    /// Every account or endpoint was tried.
-    Exhausted,
 }
 
 /// Why a pool could not be built.
@@ -230,7 +216,7 @@ impl Pool {
                 }
                 None => template,
             };
-            let state = registry.endpoint(&settings.id, &endpoint.url, now);
+            let state = registry.endpoint(&settings.id, endpoint, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.
                 state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
@@ -250,28 +236,25 @@ impl Pool {
         }))
     }
 
-    /// The places for one of the upstream's models.
-    pub fn lane(self: &Arc<Self>, registry: &Registry, model: &str) -> Lane {
-        let places = self
-            .settings
-            .accounts
-            .iter()
-            .map(|account| Place {
-                in_flight: registry
-                    .in_flight(&(self.settings.id.clone(), account.id.clone()), model),
-                ceiling: account.max_concurrent.get(model).copied(),
-            })
-            .collect();
+    /// The places for one of the upstream's models, and the queue for them.
+    pub fn lane(self: &Arc<Self>, registry: &Registry, model: &str, queue: &Queue) -> Lane {
+        let places = self.settings.accounts.iter().map(|account| {
+            let key = (self.settings.id.clone(), account.id.clone());
+            let ceiling = account.max_concurrent.get(model).copied();
+            registry.places(&key, model, ceiling)
+        });
         Lane {
             pool: self.clone(),
             model: model.to_owned(),
-            places,
+            places: places.collect(),
+            line: registry.line(&self.settings.id, model),
+            max_length: queue.max_length,
         }
     }
 
     /// The places of the first account alone, for what belongs to an account: files, the balance.
-    pub fn lane_of_first_account(self: &Arc<Self>, registry: &Registry) -> Lane {
-        let mut lane = self.lane(registry, "");
+    pub fn lane_of_first_account(self: &Arc<Self>, registry: &Registry, queue: &Queue) -> Lane {
+        let mut lane = self.lane(registry, "", queue);
         lane.places.truncate(1);
         lane
     }
@@ -301,90 +284,6 @@ impl Pool {
                 .accounts
                 .iter()
                 .any(|account| !account.rest.is_resting(now))
-    }
-}
-
-impl Lane {
-    /// Chooses and holds an account and an endpoint for one attempt.
-    ///
-    /// # Errors
-    /// If nothing is left to try, or every account is full.
-    pub fn choose(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
-        let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-        let endpoint = self
-            .choose_endpoint(tried, now, turn)
-            .ok_or(NoChoice::Exhausted)?;
-        // Between looking and taking, another request may have taken the last place: look again.
-        for _ in 0..=self.places.len() {
-            let account = match balance::account(&self.account_views(tried, now), turn) {
-                Ok(account) => account,
-                Err(NoAccount::Full) => return Err(NoChoice::Full),
-                Err(NoAccount::Tried) => return Err(NoChoice::Exhausted),
-            };
-            let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
-            let Some(account_lease) = place.in_flight.acquire(place.ceiling) else {
-                continue;
-            };
-            let slot = self
-                .pool
-                .endpoints
-                .get(endpoint)
-                .ok_or(NoChoice::Exhausted)?;
-            return Ok(Chosen {
-                account,
-                endpoint,
-                _account_lease: account_lease,
-                _endpoint_lease: slot.state.lease(),
-            });
-        }
-        Err(NoChoice::Full)
-    }
-
-    /// How many accounts it can choose from.
-    pub fn width(&self) -> usize {
-        self.places.len()
-    }
-
-    /// Requests in flight per account, for status and metrics.
-    pub fn loads(&self) -> impl Iterator<Item = (&AccountId, u32, Option<u32>)> {
-        self.pool
-            .accounts
-            .iter()
-            .zip(&self.places)
-            .map(|(account, place)| (&account.id, place.in_flight.get(), place.ceiling))
-    }
-
-    fn account_views(&self, tried: &Tried, now: Instant) -> Vec<AccountView> {
-        self.pool
-            .accounts
-            .iter()
-            .zip(&self.places)
-            .enumerate()
-            .map(|(index, (account, place))| AccountView {
-                in_flight: place.in_flight.get(),
-                ceiling: place.ceiling,
-                resting: account.rest.is_resting(now),
-                tried: tried.accounts.contains(&index),
-            })
-            .collect()
-    }
-
-    fn choose_endpoint(&self, tried: &Tried, now: Instant, turn: usize) -> Option<usize> {
-        let watched = self.pool.is_watched();
-        let views: Vec<_> = self
-            .pool
-            .endpoints
-            .iter()
-            .enumerate()
-            .map(|(index, slot)| EndpointView {
-                in_flight: slot.state.in_flight(),
-                priority: slot.settings.priority,
-                weight: slot.settings.weight,
-                healthy: slot.state.is_healthy(now, watched),
-                tried: tried.endpoints.contains(&index),
-            })
-            .collect();
-        balance::endpoint(&views, turn)
     }
 }
 

@@ -24,6 +24,7 @@ mod docs;
 mod draining;
 mod enveloped;
 mod failover;
+mod fair_queue;
 mod framing;
 mod guessing;
 mod handover;

@@ -88,7 +88,7 @@ proptest! {
     #[test]
     fn the_counts_say_what_the_reference_says(events in prop::collection::vec(event(), 1..120)) {
         let book = Book::default();
-        let allowance = Allowance::new(&tenant("a", &limits(), None), &book);
+        let allowance = Allowance::new(&tenant("a", &limits(), None), &book, Part::Whole);
         let mut references: Vec<_> = limits()
             .into_iter()
             .map(|limit| Reference { limit, uses: Vec::new(), held: 0 })

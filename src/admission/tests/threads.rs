@@ -20,7 +20,13 @@ fn no_limit_is_passed_and_every_lease_comes_back() {
         limit(Quantity::Requests, Window::Hour, 8_000),
     ];
     let tenants: Vec<_> = (0..4)
-        .map(|number| Allowance::new(&tenant(&format!("t{number}"), &own, Some(&group)), &book))
+        .map(|number| {
+            Allowance::new(
+                &tenant(&format!("t{number}"), &own, Some(&group)),
+                &book,
+                Part::Whole,
+            )
+        })
         .collect();
     let in_flight: Vec<_> = (0..5).map(|_| AtomicU64::new(0)).collect();
     let tokens: Vec<_> = (0..4).map(|_| AtomicU64::new(0)).collect();

@@ -46,7 +46,7 @@ fn each_value_is_told_with_its_line_what_it_replaced_or_that_it_is_a_default() {
         ),
     ];
     let told = explained(&files, &["server.limits"]).unwrap();
-    assert_eq!(told.len(), 16, "{told:#?}");
+    assert_eq!(told.len(), 17, "{told:#?}");
     for line in [
         "server.limits.head_timeout: 30s  ← over.yaml:3 (was 15s at site.yaml:1, before that 10s at base.yaml:3)",
         "server.limits.body_timeout: 1m  ← default (was 5s at base.yaml:3, removed at over.yaml:4)",

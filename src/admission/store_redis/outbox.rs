@@ -1,0 +1,472 @@
+//! Decides what Redis is still to be told: releases, use, and reservations that were given up. What
+//! waits is merged by counter, so its size is bounded by the number of counters, however long Redis is
+//! away. One batch of a root is under way at a time, with a number by which Redis knows a repetition.
+//! Pure: no connection, and `now` as an argument.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ask::{Counter, Kind, LIMIT, Part};
+
+/// Counters that may wait, of all roots together. Beyond it, use of further ones is lost and counted.
+pub const MAX_MOVES: usize = 200_000;
+/// Given-up reservations of one root that may wait. Beyond it, all that this host holds is given up.
+const MAX_ABANDONED: usize = 10_000;
+/// Of each in one batch: a script must not hold Redis up for long.
+const BATCH: usize = 200;
+/// Roots that are remembered, and for how long, when nothing of them is held or waits.
+const REMEMBERED: usize = 20_000;
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+
+/// What is to be told, by root.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    roots: HashMap<Arc<str>, Root>,
+    /// Roots with something to tell, each once.
+    ready: VecDeque<Arc<str>>,
+    sequence: u64,
+    waiting: usize,
+    lost: u64,
+}
+
+#[derive(Debug, Default)]
+struct Root {
+    moves: BTreeMap<MoveKey, Move>,
+    abandoned: VecDeque<Abandoned>,
+    renew: bool,
+    sent: Option<Arc<Batch>>,
+    is_ready: bool,
+    /// Reservations that were granted and not settled.
+    open: u64,
+    epoch: u64,
+    contact: Option<Instant>,
+    /// What the open ones hold, by the generation in which Redis knows of it, and by counter.
+    holding: BTreeMap<(u64, Arc<str>), u64>,
+    /// The generation that Redis last told.
+    generation: u64,
+    /// Tickets up to this number were claimed anew, for this generation.
+    claimed: (u64, u64),
+    tickets: u64,
+}
+
+/// One granted reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    number: u64,
+    generation: u64,
+}
+
+/// What each answer says about its root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct News {
+    /// When its counts began.
+    pub epoch: u64,
+    /// Of what this host holds; 0 if Redis knows of nothing.
+    pub generation: u64,
+}
+
+/// Which counter; windows in their order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct MoveKey {
+    pub counter: Arc<str>,
+    pub window: u64,
+    /// To which a release belongs; Redis forgets what a dead or flushed generation held.
+    pub generation: u64,
+}
+
+/// What becomes of one counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Move {
+    pub kind: Kind,
+    pub release: u64,
+    /// Nanoseconds of a bucket, else units.
+    pub used: u64,
+    at: Instant,
+}
+
+/// A reservation whose answer nobody waits for, or that was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Abandoned {
+    pub id: Arc<str>,
+    pub held: Vec<(Arc<str>, u64)>,
+}
+
+/// What is told at once, and again under the same number until it is acknowledged.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub root: Arc<str>,
+    /// Rises through the process's life. 0 is a mere sign of life.
+    pub sequence: u64,
+    /// Give up all that this host holds.
+    pub renew: bool,
+    /// What this host holds although Redis has forgotten it, for this generation.
+    pub claims: Vec<(Arc<str>, u64)>,
+    pub generation: u64,
+    pub moves: Vec<(MoveKey, Move)>,
+    pub abandoned: Vec<Abandoned>,
+}
+
+/// Now, and whether Redis is away: then buckets leak here, since it cannot let them leak.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    pub now: Instant,
+    pub away: bool,
+}
+
+impl Outbox {
+    pub(super) fn granted(
+        &mut self,
+        name: &Arc<str>,
+        generation: u64,
+        parts: &[Part],
+        now: Instant,
+    ) -> Ticket {
+        let root = self.root(name);
+        root.open = root.open.saturating_add(1);
+        root.contact = Some(now);
+        for part in parts {
+            let key = (generation, part.counter.name.clone());
+            let held = root.holding.entry(key).or_default();
+            *held = held.saturating_add(part.demand());
+        }
+        root.tickets += 1;
+        let ticket = Ticket {
+            number: root.tickets,
+            generation,
+        };
+        if root.has_to_claim() {
+            self.wake(name);
+        }
+        ticket
+    }
+
+    /// Some parts of a granted reservation are settled before it ends. `used` as there.
+    pub(super) fn settled_in_part(
+        &mut self,
+        root: &Arc<str>,
+        ticket: Ticket,
+        parts: &[Part],
+        used: &[u64],
+        moment: Moment,
+    ) {
+        let generation = self.root(root).let_go(ticket, parts);
+        self.push_all(root, generation, parts, used, moment);
+    }
+
+    /// A granted reservation ends. `used` is by the order of `parts`; what is missing is nothing.
+    pub(super) fn settled(
+        &mut self,
+        root: &Arc<str>,
+        ticket: Ticket,
+        parts: &[Part],
+        used: &[u64],
+        moment: Moment,
+    ) {
+        let own = self.root(root);
+        own.open = own.open.saturating_sub(1);
+        let generation = own.let_go(ticket, parts);
+        self.push_all(root, generation, parts, used, moment);
+    }
+
+    fn push_all(
+        &mut self,
+        root: &Arc<str>,
+        generation: u64,
+        parts: &[Part],
+        used: &[u64],
+        moment: Moment,
+    ) {
+        for (at, part) in parts.iter().enumerate() {
+            let used = used.get(at).copied().unwrap_or(0);
+            self.push(
+                root,
+                &part.counter,
+                generation,
+                (part.demand(), used),
+                moment,
+            );
+        }
+        self.wake(root);
+    }
+
+    /// Use without a reservation: what was admitted while Redis was away.
+    pub fn used(&mut self, root: &Arc<str>, used: &[(Counter, u64)], moment: Moment) {
+        for (counter, amount) in used {
+            self.push(root, counter, 0, (0, *amount), moment);
+        }
+        self.wake(root);
+    }
+
+    pub(super) fn abandoned(&mut self, root: &Arc<str>, abandoned: Abandoned) {
+        let own = self.root(root);
+        if own.abandoned.len() < MAX_ABANDONED {
+            own.abandoned.push_back(abandoned);
+        } else {
+            own.renew = true;
+        }
+        self.wake(root);
+    }
+
+    /// Redis answered about a root. Says whether it was emptied since the last answer. If Redis has
+    /// forgotten what this host holds, it is claimed anew.
+    pub(super) fn answered(&mut self, root: &Arc<str>, news: News, now: Instant) -> bool {
+        let own = self.root(root);
+        own.contact = Some(now);
+        let emptied = own.epoch != 0 && news.epoch > own.epoch;
+        own.epoch = own.epoch.max(news.epoch);
+        own.generation = own.generation.max(news.generation);
+        if own.has_to_claim() {
+            self.wake(root);
+        }
+        emptied
+    }
+
+    /// Up to `most` batches of different roots. Each is under way until it is delivered or failed.
+    pub(super) fn take(&mut self, most: usize, moment: Moment) -> Vec<Arc<Batch>> {
+        let mut batches = Vec::new();
+        while batches.len() < most {
+            let Some(name) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(root) = self.roots.get_mut(&name) else {
+                continue;
+            };
+            root.is_ready = false;
+            if root.sent.is_none() {
+                self.sequence += 1;
+                root.sent = Some(Arc::new(root.pack(&name, self.sequence, moment)));
+            }
+            batches.extend(root.sent.clone());
+        }
+        batches
+    }
+
+    /// Redis has it. What has come up in the meantime is next.
+    pub(super) fn delivered(&mut self, batch: &Batch) {
+        if batch.sequence == 0 {
+            return;
+        }
+        self.waiting = self.waiting.saturating_sub(batch.moves.len());
+        let own = self.root(&batch.root);
+        own.sent = None;
+        if own.has_something() {
+            self.wake(&batch.root);
+        }
+    }
+
+    /// Nobody knows whether Redis has it: it is told again, as it was.
+    pub(super) fn failed(&mut self, batch: &Batch) {
+        if batch.sequence > 0 {
+            self.requeue(&batch.root);
+        }
+    }
+
+    /// A sign of life for each root of which something is held and that was silent for `interval`.
+    /// Forgets roots that nobody uses.
+    pub(super) fn signs(&mut self, interval: Duration, now: Instant) -> Vec<Batch> {
+        let silent = |root: &Root, span| {
+            root.contact
+                .is_none_or(|at| now.saturating_duration_since(at) >= span)
+        };
+        if self.roots.len() > REMEMBERED {
+            self.roots
+                .retain(|_, root| !root.is_idle() || !silent(root, FORGET_AFTER));
+        }
+        self.roots
+            .iter()
+            .filter(|(_, root)| root.open > 0 && root.sent.is_none() && silent(root, interval))
+            .map(|(name, _)| Batch::sign_of_life(name))
+            .collect()
+    }
+
+    /// Counters, claims and given-up reservations that wait or are under way.
+    pub fn len(&self) -> usize {
+        let others = |root: &Root| {
+            let sent = root.sent.as_ref();
+            root.abandoned.len()
+                + usize::from(root.has_to_claim())
+                + sent.map_or(0, |batch| batch.abandoned.len() + batch.claims.len())
+        };
+        self.waiting + self.roots.values().map(others).sum::<usize>()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.roots.values().all(|root| root.sent.is_none())
+    }
+
+    /// Counters whose use was lost because too many others waited.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Reservations that were granted and not settled.
+    pub fn open(&self) -> u64 {
+        self.roots.values().map(|root| root.open).sum()
+    }
+
+    fn root(&mut self, name: &Arc<str>) -> &mut Root {
+        self.roots.entry(name.clone()).or_default()
+    }
+
+    /// Something waits: unless a batch is under way, which will see to it.
+    fn wake(&mut self, name: &Arc<str>) {
+        if self.root(name).sent.is_none() {
+            self.requeue(name);
+        }
+    }
+
+    fn requeue(&mut self, name: &Arc<str>) {
+        let root = self.root(name);
+        if !root.is_ready {
+            root.is_ready = true;
+            self.ready.push_back(name.clone());
+        }
+    }
+
+    fn push(
+        &mut self,
+        root: &Arc<str>,
+        counter: &Counter,
+        generation: u64,
+        (release, used): (u64, u64),
+        moment: Moment,
+    ) {
+        if release == 0 && used == 0 {
+            return;
+        }
+        let key = MoveKey {
+            counter: counter.name.clone(),
+            window: counter.rule.window(),
+            generation,
+        };
+        let full = self.waiting >= MAX_MOVES;
+        let own = self.root(root);
+        if full && !own.moves.contains_key(&key) {
+            // What is held must not stay for ever; what was used is lost.
+            own.renew |= release > 0;
+            self.lost += u64::from(used > 0);
+            return;
+        }
+        let kind = counter.rule.kind();
+        let before = own.moves.len();
+        let entry = own.moves.entry(key).or_insert(Move {
+            kind,
+            release: 0,
+            used: 0,
+            at: moment.now,
+        });
+        entry.leak(moment);
+        entry.release = entry.release.saturating_add(release).min(LIMIT);
+        entry.used = entry
+            .used
+            .saturating_add(counter.rule.cost(used))
+            .min(LIMIT);
+        self.waiting += self.roots.get(root).map_or(0, |own| own.moves.len()) - before;
+    }
+}
+
+impl Root {
+    fn pack(&mut self, name: &Arc<str>, sequence: u64, moment: Moment) -> Batch {
+        let mut moves = Vec::new();
+        while moves.len() < BATCH {
+            let Some((key, mut one)) = self.moves.pop_first() else {
+                break;
+            };
+            one.leak(moment);
+            moves.push((key, one));
+        }
+        let taken = self.abandoned.len().min(BATCH);
+        let claims = self.claims();
+        Batch {
+            root: name.clone(),
+            sequence,
+            renew: std::mem::take(&mut self.renew),
+            claims,
+            generation: self.generation,
+            moves,
+            abandoned: self.abandoned.drain(..taken).collect(),
+        }
+    }
+
+    /// Says to which generation the release of these parts belongs.
+    fn let_go(&mut self, ticket: Ticket, parts: &[Part]) -> u64 {
+        let generation = match self.claimed {
+            (upto, claimed) if ticket.number <= upto => claimed.max(ticket.generation),
+            _ => ticket.generation,
+        };
+        for part in parts {
+            let key = (generation, part.counter.name.clone());
+            if let Some(held) = self.holding.get_mut(&key) {
+                *held = held.saturating_sub(part.demand());
+                if *held == 0 {
+                    self.holding.remove(&key);
+                }
+            }
+        }
+        generation
+    }
+
+    /// What earlier generations hold becomes part of this one.
+    fn claims(&mut self) -> Vec<(Arc<str>, u64)> {
+        let mut claims: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        while self.has_to_claim() {
+            let Some(((_, counter), held)) = self.holding.pop_first() else {
+                break;
+            };
+            let claim = claims.entry(counter).or_default();
+            *claim = claim.saturating_add(held).min(LIMIT);
+        }
+        for (counter, claim) in &claims {
+            let key = (self.generation, counter.clone());
+            let held = self.holding.entry(key).or_default();
+            *held = held.saturating_add(*claim);
+        }
+        if !claims.is_empty() {
+            self.claimed = (self.tickets, self.generation);
+        }
+        claims.into_iter().collect()
+    }
+
+    fn has_to_claim(&self) -> bool {
+        let oldest = self.holding.first_key_value();
+        oldest.is_some_and(|((generation, _), _)| *generation < self.generation)
+    }
+
+    fn has_something(&self) -> bool {
+        !self.moves.is_empty() || !self.abandoned.is_empty() || self.renew || self.has_to_claim()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.open == 0 && self.sent.is_none() && !self.has_something()
+    }
+}
+
+impl Move {
+    fn leak(&mut self, moment: Moment) {
+        if moment.away && self.kind == Kind::Bucket {
+            let gone = moment.now.saturating_duration_since(self.at).as_nanos();
+            self.used = self
+                .used
+                .saturating_sub(u64::try_from(gone).unwrap_or(u64::MAX));
+        }
+        self.at = moment.now;
+    }
+}
+
+impl Batch {
+    pub(super) fn sign_of_life(root: &Arc<str>) -> Self {
+        Self {
+            root: root.clone(),
+            sequence: 0,
+            renew: false,
+            claims: Vec::new(),
+            generation: 0,
+            moves: Vec::new(),
+            abandoned: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

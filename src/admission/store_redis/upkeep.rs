@@ -1,0 +1,185 @@
+//! The background part: connects and reconnects, tells Redis what waits, and gives signs of life. It
+//! decides nothing itself; when to probe is in [`super::circuit`], what to tell in [`super::outbox`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::time::{sleep_until, timeout};
+
+use super::circuit::Failure;
+use super::client::{ANSWER, Link};
+use super::outbox::{Batch, Moment};
+use super::script::LIVENESS;
+use super::{RedisCounts, StoreError, is_rejection};
+
+/// Between two signs of life of what this host holds; two may be lost.
+const SIGN: Duration = Duration::from_secs(LIVENESS.as_secs() / 4);
+/// To find out who is the master, connect, and load the scripts.
+const REACH: Duration = Duration::from_secs(5);
+/// Batches under way at one time, each of another root.
+const PIPELINE: usize = 64;
+/// Where a probe tries whether scripts may write.
+const PROBE_ROOT: &str = "probe";
+
+impl RedisCounts {
+    /// The background part; never ends. Without it nothing is connected and nothing is settled.
+    pub async fn run(&self) {
+        let mut sign = Instant::now() + SIGN;
+        loop {
+            let probe = self.circuit.lock().probe_at();
+            let wake = if let Some(due) = probe {
+                if due <= Instant::now() {
+                    let _ = self.probe().await;
+                    continue;
+                }
+                due
+            } else {
+                self.tell().await;
+                if sign <= Instant::now() {
+                    self.sign().await;
+                    sign = Instant::now() + SIGN;
+                }
+                sign
+            };
+            tokio::select! {
+                () = self.bell.notified() => {}
+                () = sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    /// Tells Redis what still waits, before the process ends. Says whether nothing is left.
+    pub async fn finish(&self, deadline: Duration) -> bool {
+        let _ = timeout(deadline, self.tell()).await;
+        self.outbox.lock().is_empty()
+    }
+
+    /// One attempt to connect, to tell what waits, and to open the way for requests. `run` does it
+    /// when it is due; at the start one may wait for the first.
+    ///
+    /// # Errors
+    /// If Redis is not to be used yet; `state` tells why.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let _one = self.probing.lock().await;
+        if self.link.load().is_some() {
+            return Ok(());
+        }
+        let result = self.reach().await;
+        let good = result.is_ok();
+        if let Ok(link) = &result {
+            self.link.store(Some(Arc::new(link.clone())));
+        }
+        if self.circuit.lock().probed(good, Instant::now()) {
+            log::info!("redis: back; counts are shared again");
+        }
+        result.map(|_| ())
+    }
+
+    async fn reach(&self) -> Result<Link, StoreError> {
+        let connecting = async {
+            let mut link = self.connector.connect().await?;
+            self.scripts.load(&mut link).await?;
+            Ok(link)
+        };
+        let mut link = match timeout(REACH, connecting).await {
+            Ok(connected) => connected.map_err(|error| self.failure(&error))?,
+            Err(_) => return Err(self.too_slow()),
+        };
+        // May scripts write, and does it answer within a request's deadline?
+        let sign = Batch::sign_of_life(&Arc::from(PROBE_ROOT));
+        match timeout(self.deadline, self.scripts.settle(&mut link, &sign)).await {
+            Ok(Ok(news)) => self.heard(&sign.root, news),
+            Ok(Err(error)) => return Err(self.failure(&error)),
+            Err(_) => return Err(self.too_slow()),
+        }
+        // Before anyone asks, Redis knows what was used while it was away.
+        self.tell_over(&link, true).await?;
+        Ok(link)
+    }
+
+    async fn tell(&self) {
+        let Some(link) = self.link.load_full() else {
+            return;
+        };
+        if self.tell_over(&link, false).await.is_err() {
+            self.cut(Failure::Away);
+        }
+    }
+
+    async fn sign(&self) {
+        let Some(link) = self.link.load_full() else {
+            return;
+        };
+        let signs = self.outbox.lock().signs(SIGN, Instant::now());
+        let signs: Vec<_> = signs.into_iter().map(Arc::new).collect();
+        for some in signs.chunks(PIPELINE) {
+            if self.send_all(&link, some).await.is_err() {
+                self.cut(Failure::Away);
+                return;
+            }
+        }
+    }
+
+    async fn tell_over(&self, link: &Link, away: bool) -> Result<(), StoreError> {
+        loop {
+            let moment = Moment {
+                now: Instant::now(),
+                away,
+            };
+            let batches = self.outbox.lock().take(PIPELINE, moment);
+            if batches.is_empty() {
+                return Ok(());
+            }
+            self.send_all(link, &batches).await?;
+        }
+    }
+
+    /// At once: the connection pipelines them.
+    async fn send_all(&self, link: &Link, batches: &[Arc<Batch>]) -> Result<(), StoreError> {
+        join_all(batches.iter().map(|batch| self.send(link.clone(), batch)))
+            .await
+            .into_iter()
+            .collect()
+    }
+
+    async fn send(&self, mut link: Link, batch: &Batch) -> Result<(), StoreError> {
+        let unsent = Unsent {
+            counts: self,
+            batch,
+        };
+        match timeout(ANSWER, self.scripts.settle(&mut link, batch)).await {
+            Ok(Ok(news)) => {
+                std::mem::forget(unsent);
+                self.heard(&batch.root, news);
+                self.outbox.lock().delivered(batch);
+                Ok(())
+            }
+            Ok(Err(error)) if is_rejection(&error) => {
+                // Told again it would be rejected again, and hold everything else up.
+                std::mem::forget(unsent);
+                let _ = self.failure(&error);
+                let moves = u64::try_from(batch.moves.len()).unwrap_or(u64::MAX);
+                self.tally.rejected.fetch_add(moves, Ordering::Relaxed);
+                self.outbox.lock().delivered(batch);
+                log::error!("redis: use of {} is lost, rejected: {error}", batch.root);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(self.failure(&error)),
+            Err(_) => Err(self.too_slow()),
+        }
+    }
+}
+
+/// A batch of which nobody knows whether it arrived, also if whoever sent it was cancelled.
+struct Unsent<'a> {
+    counts: &'a RedisCounts,
+    batch: &'a Batch,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.counts.outbox.lock().failed(self.batch);
+    }
+}

@@ -1,0 +1,437 @@
+//! Waiting for a place: those who wait for a lane stand in one line, in the order of
+//! [`super::fair_queue`], and a place that comes free goes to the first of them at once.
+//!
+//! Whoever gives a place back hands it on ([`Release`]), so no task runs for a line, and a newcomer
+//! cannot be quicker than those who wait. A place that was handed to somebody who has just left is
+//! handed on again. The line belongs to the running state: it stays where it is over a reload.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::fair_queue::{FairQueue, Look, Ticket};
+use super::lane::{Chosen, Lane, NoChoice, Tried};
+use crate::config::settings::{Priority, TenantId};
+
+/// A new holding time's share in the mean.
+const HOLD_SHARE: u64 = 16;
+
+/// Who waits.
+#[derive(Debug, Clone)]
+pub struct Waiter {
+    pub tenant: TenantId,
+    /// 1 to 1000.
+    pub weight: u32,
+    pub priority: Priority,
+}
+
+/// Why a request that would have waited was not served. `wait` is how long another one would have
+/// to, as far as can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotServed {
+    /// As many wait as may.
+    QueueFull { wait: Duration },
+    /// It would take longer than there is time.
+    TooLong { wait: Duration },
+    /// The time has passed.
+    Late { wait: Duration },
+    /// No account or endpoint is left that it could be tried at.
+    Exhausted,
+}
+
+impl NotServed {
+    /// As a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::TooLong { .. } => "too_long",
+            Self::Late { .. } => "late",
+            Self::Exhausted => "exhausted",
+        }
+    }
+}
+
+/// What can be seen of a line, for metrics. Counts are since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observed {
+    pub waiting: usize,
+    pub granted: u64,
+    /// Clients that left while they waited.
+    pub left: u64,
+    pub queue_full: u64,
+    pub too_long: u64,
+    pub late: u64,
+    pub exhausted: u64,
+    /// How long a place is held, on the average.
+    pub hold: Duration,
+}
+
+/// The lines of one upstream, by model.
+#[derive(Default)]
+pub(super) struct Lines {
+    lines: Mutex<HashMap<String, Arc<Line>>>,
+    /// In all of them.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Lines {
+    /// The line for a model.
+    pub(super) fn of(self: &Arc<Self>, model: &str) -> Arc<Line> {
+        let mut lines = self.lines.lock();
+        let make = || {
+            Arc::new(Line {
+                of: Arc::downgrade(self),
+                waiting_anywhere: self.waiting.clone(),
+                waiting: AtomicUsize::new(0),
+                again: AtomicBool::new(false),
+                places: Mutex::default(),
+                hold: AtomicU64::new(0),
+                counts: Counts::default(),
+            })
+        };
+        lines.entry(model.to_owned()).or_insert_with(make).clone()
+    }
+}
+
+/// Those who wait for one model of an upstream.
+pub(super) struct Line {
+    of: Weak<Lines>,
+    /// In all lines of the upstream; a release looks here first.
+    waiting_anywhere: Arc<AtomicUsize>,
+    waiting: AtomicUsize,
+    /// Something has changed since whoever hands out places began to look.
+    again: AtomicBool,
+    places: Mutex<FairQueue<TenantId, Entry>>,
+    /// Mean time for which a place is held, in microseconds.
+    hold: AtomicU64,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    granted: AtomicU64,
+    left: AtomicU64,
+    queue_full: AtomicU64,
+    too_long: AtomicU64,
+    late: AtomicU64,
+    exhausted: AtomicU64,
+}
+
+type Grant = Result<Chosen, NotServed>;
+
+struct Entry {
+    /// Of the waiter's own configuration.
+    lane: Arc<Lane>,
+    tried: Tried,
+    grant: oneshot::Sender<Grant>,
+}
+
+impl Line {
+    pub(super) fn is_waited_in(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Hands out what is free, in fair order. Never waits: if somebody else is at it, they look
+    /// again.
+    fn pump(&self) {
+        self.again.store(true, Ordering::SeqCst);
+        while self.again.load(Ordering::SeqCst) {
+            let Some(mut places) = self.places.try_lock() else {
+                return;
+            };
+            while self.again.swap(false, Ordering::SeqCst) {
+                self.hand_out(&mut places);
+            }
+        }
+    }
+
+    fn hand_out(&self, places: &mut FairQueue<TenantId, Entry>) {
+        let now = Instant::now();
+        while self.is_waited_in() {
+            let mut grant = None;
+            let mut full: Option<Arc<Lane>> = None;
+            let entry = places.pop_first(|entry| {
+                // What is full for one is full for all of the same configuration.
+                if full
+                    .as_ref()
+                    .is_some_and(|lane| Arc::ptr_eq(lane, &entry.lane))
+                {
+                    return Look::Next;
+                }
+                match entry.lane.take(&entry.tried, now) {
+                    Ok(chosen) => grant = Some(Ok(chosen)),
+                    Err(NoChoice::Exhausted) => grant = Some(Err(NotServed::Exhausted)),
+                    Err(NoChoice::Full) => {
+                        if entry.tried.accounts.is_empty() && entry.tried.endpoints.is_empty() {
+                            full = Some(entry.lane.clone());
+                        }
+                        return Look::Next;
+                    }
+                }
+                Look::Take
+            });
+            let (Some(entry), Some(grant)) = (entry, grant) else {
+                return;
+            };
+            self.one_less();
+            // If the waiter has left, dropping what it was given sets `again`.
+            let _ = entry.grant.send(grant);
+        }
+    }
+
+    fn one_more(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.waiting_anywhere.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn one_less(&self) {
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.waiting_anywhere.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Takes a waiter out that was not served; says how many would go before another like it.
+    /// `None` if it was served.
+    fn leave(&self, ticket: &Ticket<TenantId>, who: &Waiter) -> Option<usize> {
+        let mut places = self.places.lock();
+        let left = places.remove(ticket).is_some();
+        let ahead = left.then(|| places.ahead(&who.tenant, who.priority));
+        drop(places);
+        if left {
+            self.one_less();
+        }
+        // Somebody may have found the line locked.
+        if self.is_waited_in() {
+            self.pump();
+        }
+        ahead
+    }
+
+    /// A place of this line, or one shared with the others of its upstream, came free.
+    fn came_free(&self, shared: bool) {
+        // Against `one_more` and the look that follows it: one of both sees the other.
+        fence(Ordering::SeqCst);
+        let anywhere = self.waiting_anywhere.load(Ordering::SeqCst);
+        if anywhere == 0 {
+            return;
+        }
+        if self.is_waited_in() {
+            self.pump();
+        }
+        if !shared || self.waiting.load(Ordering::SeqCst) >= anywhere {
+            return;
+        }
+        let lines: Vec<_> = self
+            .of
+            .upgrade()
+            .map_or_else(Vec::new, |of| of.lines.lock().values().cloned().collect());
+        for line in lines.iter().filter(|line| line.is_waited_in()) {
+            line.pump();
+        }
+    }
+
+    fn held_for(&self, time: Duration) {
+        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let mean = self.hold.load(Ordering::Relaxed);
+        // Two at once may lose one of both: it is a mean.
+        let mean = match mean {
+            0 => time,
+            mean if time > mean => mean + (time - mean) / HOLD_SHARE,
+            mean => mean - (mean - time) / HOLD_SHARE,
+        };
+        self.hold.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    /// How long somebody waits who has so many before them.
+    fn wait(&self, ahead: usize, breadth: u32) -> Duration {
+        let turns = u64::try_from(ahead).unwrap_or(u64::MAX).saturating_add(1);
+        let hold = self.hold.load(Ordering::Relaxed);
+        Duration::from_micros(hold.saturating_mul(turns) / u64::from(breadth.max(1)))
+    }
+
+    fn count(&self, refused: NotServed) {
+        let count = match refused {
+            NotServed::QueueFull { .. } => &self.counts.queue_full,
+            NotServed::TooLong { .. } => &self.counts.too_long,
+            NotServed::Late { .. } => &self.counts.late,
+            NotServed::Exhausted => &self.counts.exhausted,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Hands the places on that were given back just before.
+pub(super) struct Release {
+    line: Arc<Line>,
+    since: Instant,
+    /// Other lines of the upstream may want it as well.
+    shared: bool,
+}
+
+impl Release {
+    pub(super) fn new(line: Arc<Line>, since: Instant, shared: bool) -> Self {
+        Self {
+            line,
+            since,
+            shared,
+        }
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        self.line.held_for(self.since.elapsed());
+        self.line.came_free(self.shared);
+    }
+}
+
+impl fmt::Debug for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Release").finish_non_exhaustive()
+    }
+}
+
+/// A request that waits; gives a place, or says why not. Dropped, it leaves the line, and what it
+/// was given goes to the next.
+#[must_use]
+pub struct Waiting {
+    lane: Arc<Lane>,
+    who: Waiter,
+    ticket: Ticket<TenantId>,
+    grant: oneshot::Receiver<Grant>,
+    time: Pin<Box<Sleep>>,
+    over: bool,
+}
+
+impl Future for Waiting {
+    type Output = Grant;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Grant> {
+        if let Poll::Ready(grant) = Pin::new(&mut self.grant).poll(cx) {
+            self.over = true;
+            return Poll::Ready(self.served(grant.unwrap_or(Err(NotServed::Exhausted))));
+        }
+        if self.time.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.over = true;
+        let line = &self.lane.line;
+        if let Some(ahead) = line.leave(&self.ticket, &self.who) {
+            let wait = line.wait(ahead, self.lane.breadth(Instant::now()));
+            return Poll::Ready(self.served(Err(NotServed::Late { wait })));
+        }
+        // It was served in the very moment.
+        let grant = self.grant.try_recv();
+        Poll::Ready(self.served(grant.unwrap_or(Err(NotServed::Exhausted))))
+    }
+}
+
+impl Waiting {
+    fn served(&self, grant: Grant) -> Grant {
+        let line = &self.lane.line;
+        match &grant {
+            Ok(_) => {
+                line.counts.granted.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(refused) => line.count(*refused),
+        }
+        grant
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.over {
+            self.lane.line.leave(&self.ticket, &self.who);
+            self.lane.line.counts.left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Lane {
+    /// Waits for a place in fair order, until `deadline`. What `tried` names is not given.
+    ///
+    /// # Errors
+    /// If too many wait already, or it would take longer than until `deadline`.
+    pub fn wait(
+        self: &Arc<Self>,
+        who: Waiter,
+        tried: &Tried,
+        deadline: Instant,
+        now: Instant,
+    ) -> Result<Waiting, NotServed> {
+        let line = &self.line;
+        let (grant, granted) = oneshot::channel();
+        let ticket = {
+            let mut places = line.places.lock();
+            let ahead = places.ahead(&who.tenant, who.priority);
+            let wait = line.wait(ahead, self.breadth(now));
+            let refused = if places.len() >= self.max_length {
+                Some(NotServed::QueueFull { wait })
+            } else if wait > deadline.saturating_duration_since(now) {
+                Some(NotServed::TooLong { wait })
+            } else {
+                None
+            };
+            if let Some(refused) = refused {
+                line.count(refused);
+                drop(places);
+                line.pump();
+                return Err(refused);
+            }
+            let entry = Entry {
+                lane: self.clone(),
+                tried: tried.clone(),
+                grant,
+            };
+            let ticket = places.push(who.tenant.clone(), who.weight, who.priority, entry);
+            line.one_more();
+            ticket
+        };
+        fence(Ordering::SeqCst);
+        line.pump();
+        Ok(Waiting {
+            lane: self.clone(),
+            who,
+            ticket,
+            grant: granted,
+            time: Box::pin(tokio::time::sleep_until(deadline.into())),
+            over: false,
+        })
+    }
+
+    /// Brings ceilings up to date and serves those who wait, should anything have come free that
+    /// nobody gave back: a ceiling that rose, an account that woke up, an endpoint that recovered.
+    pub fn pump(&self, now: Instant) {
+        self.govern(now);
+        if self.line.is_waited_in() {
+            self.line.pump();
+        }
+    }
+
+    /// The state of the queue, for metrics.
+    pub fn observed(&self) -> Observed {
+        let counts = &self.line.counts;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Observed {
+            waiting: self.line.waiting.load(Ordering::Relaxed),
+            granted: read(&counts.granted),
+            left: read(&counts.left),
+            queue_full: read(&counts.queue_full),
+            too_long: read(&counts.too_long),
+            late: read(&counts.late),
+            exhausted: read(&counts.exhausted),
+            hold: Duration::from_micros(read(&self.line.hold)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,291 @@
+//! Redis dies, stalls, forgets, and loses answers.
+
+use std::time::{Duration, Instant};
+
+use tidegate::admission::store_redis::{LIVENESS, StoreError};
+use tidegate::config::settings::RedisNodes;
+
+use crate::proxy::Wire;
+use crate::support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_down_at_the_start_is_no_error_and_is_found_later() {
+    let mut server = Server::start(&[]);
+    server.kill();
+    let host = Host::started(&settings(RedisNodes::One(server.address())), "a");
+    let wanted = ask(vec![daily(10, 1)]);
+    assert!(
+        host.counts
+            .reserve(wanted.clone())
+            .await
+            .is_err_and(is_away)
+    );
+    host.counts
+        .report_use(&wanted.root, &[(wanted.parts[0].counter.clone(), 4)]);
+    server.restart();
+    in_time("found", async || host.counts.state().up.then_some(())).await;
+    // What was used while it was away was told before anyone could ask.
+    assert_eq!(host.standing(&wanted).await[0].used, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_the_middle_it_comes_back_empty_and_what_was_meanwhile_is_told() {
+    let mut server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(3), daily(100, 10)]);
+    host.grant(&wanted).await.unwrap().settle(&[1, 10]);
+    let held = [
+        host.grant(&wanted).await.unwrap(),
+        host.grant(&wanted).await.unwrap(),
+    ];
+    host.told().await;
+    server.kill();
+    in_time("noticed", async || {
+        host.counts.reserve(wanted.clone()).await.err()
+    })
+    .await;
+    in_time("the circuit is open", async || {
+        (!host.counts.state().up).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    for _ in 0..1000 {
+        assert!(
+            host.counts
+                .reserve(wanted.clone())
+                .await
+                .is_err_and(is_away)
+        );
+        host.counts
+            .report_use(&wanted.root, &[(wanted.parts[1].counter.clone(), 2)]);
+    }
+    assert!(
+        began.elapsed() < PATIENT,
+        "a dead Redis costs a request nothing"
+    );
+    assert!(
+        host.counts.state().queued <= 4,
+        "merged: {:?}",
+        host.counts.state()
+    );
+    let [first, second] = held;
+    first.settle(&[1, 7]);
+    server.restart();
+    in_time("back", async || host.counts.state().up.then_some(())).await;
+    let standing = host.standing(&wanted).await;
+    // The request that is still under way holds its place again, although Redis has forgotten it.
+    assert_eq!((standing[0].held, standing[1].used), (1, 2007));
+    assert_eq!(
+        host.counts.state().emptied,
+        2,
+        "of the tenant, and of the probe"
+    );
+    // And gives it back, and nothing of others'.
+    let big = ask(vec![concurrency(3), daily(10_000, 10)]);
+    let new = host.grant(&big).await.unwrap();
+    second.settle(&[1, 5]);
+    host.told().await;
+    let standing = host.standing(&wanted).await;
+    assert_eq!(
+        (standing[0].held, standing[1].held, standing[1].used),
+        (1, 10, 2012)
+    );
+    drop(new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_is_noticed_and_the_host_goes_on() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(2), daily(100, 1)]);
+    let before = host.grant(&wanted).await.unwrap();
+    server.cli(&["flushall"]);
+    let after = host.grant(&wanted).await.unwrap();
+    assert_eq!(host.counts.state().emptied, 1);
+    host.told().await;
+    assert!(
+        host.grant(&wanted).await.is_none(),
+        "both places are taken again"
+    );
+    before.settle(&[1, 1]);
+    host.told().await;
+    let standing = host.standing(&wanted).await;
+    assert_eq!((standing[0].held, standing[1].used), (1, 1));
+    drop(after);
+    host.told().await;
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_redis_costs_a_few_deadlines_and_leaves_nothing_held() {
+    let server = Server::start(&[]);
+    let mut store = settings(RedisNodes::One(server.address()));
+    store.timeout = Duration::from_millis(100);
+    let host = Host::join(&store, "a").await;
+    let wanted = ask(vec![concurrency(1000)]);
+    drop(host.counts.reserve(wanted.clone()).await);
+    host.told().await;
+    server.signal("-STOP");
+    let began = Instant::now();
+    let mut slow = 0;
+    while host.counts.state().up {
+        if host
+            .counts
+            .reserve(wanted.clone())
+            .await
+            .is_err_and(|e| e == StoreError::Slow)
+        {
+            slow += 1;
+        }
+    }
+    assert!((5..=6).contains(&slow), "{slow}");
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert!(
+            host.counts
+                .reserve(wanted.clone())
+                .await
+                .is_err_and(is_away)
+        );
+    }
+    assert!(began.elapsed() < Duration::from_millis(500));
+    server.signal("-CONT");
+    in_time("back", async || host.counts.state().up.then_some(())).await;
+    let began = Instant::now();
+    // The reservations whose time was over may have been granted after all, or come only now.
+    in_time("nothing is held", async || {
+        let shown = host
+            .counts
+            .show(&wanted.root, &[wanted.parts[0].counter.clone()])
+            .await;
+        shown.is_ok_and(|shown| shown[0].held == 0).then_some(())
+    })
+    .await;
+    assert!(began.elapsed() < LIVENESS / 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_whose_answer_was_lost_is_given_back() {
+    let server = Server::start(&[]);
+    let wire = Wire::to(server.port).await;
+    let host = Host::join(&settings(RedisNodes::One(wire.address.clone())), "a").await;
+    let witness = Host::at(&server, "witness").await;
+    let wanted = ask(vec![concurrency(5), daily(100, 10)]);
+    for _ in 0..5 {
+        in_time("up", async || host.counts.state().up.then_some(())).await;
+        wire.lose_an_answer();
+        // The background part may lose it first.
+        while !wire.has_lost() {
+            let _ = host.counts.reserve(wanted.clone()).await;
+        }
+    }
+    let began = Instant::now();
+    in_time("given back", async || {
+        let standing = witness.standing(&wanted).await;
+        standing
+            .iter()
+            .all(|one| one.held == 0 && one.used == 0)
+            .then_some(())
+    })
+    .await;
+    assert!(
+        began.elapsed() < LIVENESS / 2,
+        "by its id, not with its host"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_that_comes_after_it_was_given_up_is_refused() {
+    let server = Server::start(&[]);
+    let wire = Wire::to(server.port).await;
+    let host = Host::join(&settings(RedisNodes::One(wire.address.clone())), "a").await;
+    let wanted = ask(vec![concurrency(5)]);
+    drop(host.grant(&wanted).await);
+    host.told().await;
+    wire.delay_a_question();
+    assert!(host.counts.reserve(wanted.clone()).await.is_err());
+    in_time("back, and told", async || {
+        let state = host.counts.state();
+        (state.up && state.queued == 0).then_some(())
+    })
+    .await;
+    let answers = wire.arrive().await;
+    assert_eq!(answers.len(), 1);
+    assert!(answers[0].starts_with("*8\r\n:2\r\n"), "{answers:?}");
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_whose_answer_was_lost_is_counted_once() {
+    let server = Server::start(&[]);
+    let wire = Wire::to(server.port).await;
+    let host = Host::join(&settings(RedisNodes::One(wire.address.clone())), "a").await;
+    let witness = Host::at(&server, "witness").await;
+    let wanted = ask(vec![concurrency(50), daily(100_000, 10)]);
+    let mut used = 0;
+    for round in 0..20 {
+        let held = in_time("granted", async || {
+            match host.counts.reserve(wanted.clone()).await {
+                Ok(tidegate::admission::store_redis::Verdict::Granted { reservation, .. }) => {
+                    Some(reservation)
+                }
+                _ => None,
+            }
+        })
+        .await;
+        host.told().await;
+        wire.lose_an_answer();
+        held.settle(&[1, round]);
+        used += round;
+        in_time("told, and lost on the way back", async || {
+            (wire.has_lost() && host.counts.state().queued == 0).then_some(())
+        })
+        .await;
+    }
+    let standing = witness.standing(&wanted).await;
+    assert_eq!(
+        (standing[0].held, standing[1].held, standing[1].used),
+        (0, 0, used)
+    );
+    assert!(host.counts.state().away >= 20, "{:?}", host.counts.state());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_ours_fails_its_own_root_only() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    server.cli(&["set", "{tidegate:tenant/acme}", "a string"]);
+    let wanted = ask(vec![daily(100, 10)]);
+    assert!(host.counts.reserve(wanted.clone()).await.is_err());
+    host.counts
+        .report_use(&wanted.root, &[(wanted.parts[0].counter.clone(), 4)]);
+    host.told().await;
+    assert!(host.counts.state().up);
+    assert_eq!(host.counts.state().lost, 1);
+    let mut other = wanted;
+    other.root = "tenant/other".into();
+    assert!(host.grant(&other).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_is_as_good_as_away_until_there_is_room() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![daily(100, 10)]);
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    assert!(
+        host.counts
+            .reserve(wanted.clone())
+            .await
+            .is_err_and(is_away)
+    );
+    in_time("open", async || (!host.counts.state().up).then_some(())).await;
+    server.cli(&["config", "set", "maxmemory", "0"]);
+    in_time("back", async || host.counts.state().up.then_some(())).await;
+    assert!(host.grant(&wanted).await.is_some());
+}
