@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
+use super::watch::Watched;
 use super::{Database, DatabaseError, schema};
 
 /// Its name in `state_dir`.
@@ -90,7 +91,12 @@ fn try_open(path: &Path) -> Result<(Database, State), DatabaseError> {
         check(&connection, path)?;
     }
     let state = if fresh { State::Fresh } else { State::Existing };
-    Ok((Database { connection }, state))
+    let watched = Watched::new(path);
+    let database = Database {
+        connection,
+        watched,
+    };
+    Ok((database, state))
 }
 
 /// Makes an empty file with the right permissions, which its log inherits, if there is none.
@@ -115,7 +121,7 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-fn check(connection: &Connection, path: &Path) -> Result<(), DatabaseError> {
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DatabaseError> {
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if found == "ok" {
         return Ok(());

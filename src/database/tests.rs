@@ -323,6 +323,53 @@ fn a_full_disk_takes_nothing_of_a_batch_and_the_same_batch_later() {
 }
 
 #[test]
+fn a_file_that_was_deleted_or_replaced_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let (mut database, _) = open(&path);
+    let batch = Batch {
+        counters: &[counter("a", 1)],
+        ..Batch::default()
+    };
+    database.look().unwrap();
+    fs::remove_file(&path).unwrap();
+    database.write(&batch, at(HOUR)).unwrap();
+    let error = database.look().unwrap_err();
+    assert!(error.is_gone() && !error.is_corrupt(), "{error:?}");
+    let (mut other, state) = open(&path);
+    assert_eq!(state, State::Fresh);
+    assert!(database.look().unwrap_err().is_gone());
+    database.write(&batch, at(HOUR)).unwrap();
+    assert!(database.look().unwrap_err().is_gone());
+    other.look().unwrap();
+}
+
+#[test]
+fn what_others_wrote_into_the_file_is_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let (mut database, _) = open(&path);
+    let (mut other, _) = open(&path);
+    let batch = Batch {
+        counters: &[counter("a", 1)],
+        ..Batch::default()
+    };
+    other.write(&batch, at(HOUR)).unwrap();
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    other
+        .connection
+        .query_row(checkpoint, [], |_| Ok(()))
+        .unwrap();
+    drop(other);
+    database.look().unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    let garbage = vec![0xa5; usize::try_from(length).unwrap()];
+    fs::write(&path, garbage).unwrap();
+    let error = database.look().unwrap_err();
+    assert!(error.is_corrupt(), "{error:?}");
+}
+
+#[test]
 fn ledger_rows_add_up_and_never_overflow() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(FILE);

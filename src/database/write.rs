@@ -57,6 +57,7 @@ impl Database {
         learned::put(&transaction, batch.learned)?;
         ledger::add(&transaction, batch.ledger)?;
         transaction.commit()?;
+        self.watched.take_note();
         Ok(())
     }
 }

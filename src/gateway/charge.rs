@@ -81,8 +81,8 @@ impl Gateway {
                 .with_label_values(&[last.upstream.as_str()])
                 .inc();
         }
-        let reported_only =
-            !outcome.whole && routed.identity.tenant.plan.cut == CutCharge::Reported;
+        let cut = routed.identity.tenant.plan.cut;
+        let reported_only = !outcome.whole && cut == CutCharge::Reported;
         let estimated = told.is_none();
         let usage = match told {
             Some(usage) => usage,
@@ -90,13 +90,10 @@ impl Gateway {
                 prompt: outcome.prompt.unwrap_or(0),
                 ..Usage::default()
             },
-            None => Usage {
-                prompt: outcome
-                    .prompt
-                    .unwrap_or_else(|| route.learned.likely_prompt(routed.expected.prompt)),
-                completion: outcome.seen,
-                ..Usage::default()
-            },
+            None => {
+                let asked = route.learned.likely_prompt(routed.expected.prompt);
+                guess(&outcome, asked, routed.expected.most_output)
+            }
         };
         let prices = ctx.snapshot.prices.of(&last.upstream, &last.model);
         let rates = prices.rates_at(admitted.at);
@@ -170,6 +167,16 @@ fn amounts(charge: &Charge) -> Amounts {
     }
 }
 
+/// A usage that nobody told: `asked` is what the prompt likely took. However much was seen, an
+/// upstream makes no more than it was allowed to.
+fn guess(outcome: &Outcome, asked: u64, most: Option<u64>) -> Usage {
+    Usage {
+        prompt: outcome.prompt.unwrap_or(asked),
+        completion: outcome.seen.min(most.unwrap_or(u64::MAX)),
+        ..Usage::default()
+    }
+}
+
 /// Reads what the stages have left behind.
 fn outcome(ctx: &Context, sent: u64) -> Outcome {
     let whole = ctx.answer.complete;
@@ -215,4 +222,26 @@ fn is_sensible(usage: &Usage, outcome: &Outcome) -> bool {
 
 fn is_prompt(tokens: &u64) -> bool {
     (1..=MOST_TOKENS).contains(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guess_is_what_was_seen_and_never_more_than_was_allowed() {
+        let outcome = Outcome {
+            seen: 160,
+            ..Outcome::default()
+        };
+        let completion = |most| guess(&outcome, 7, most).completion;
+        assert_eq!((completion(None), completion(Some(500))), (160, 160));
+        assert_eq!(completion(Some(20)), 20);
+        assert_eq!(guess(&outcome, 7, None).prompt, 7);
+        let told = Outcome {
+            prompt: Some(9),
+            ..outcome
+        };
+        assert_eq!(guess(&told, 7, None).prompt, 9);
+    }
 }

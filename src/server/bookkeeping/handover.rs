@@ -1,12 +1,14 @@
 //! One process leaves and another counts: what is written for the other, and what is read of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use log::{info, warn};
 
 use super::Kept;
 use super::exchange;
 use super::keeper::Keeper;
+use crate::admission::book::Book;
 use crate::database::ownership::is_alive;
 use crate::database::{Batch, DatabaseError};
 use crate::snapshot::Snapshot;
@@ -38,15 +40,17 @@ impl Keeper {
                 book.hold_for(&process.as_str().into(), &holding);
             }
         }
-        self.release_the_dead(kept);
     }
 
-    /// Hears what processes that are leaving have settled, and gives free what dead ones held.
+    /// Hears what processes that are leaving have settled, and gives free what dead ones held. The
+    /// first time also what was told to a process that is gone and did not hear it any more.
     pub(super) fn hear(&mut self, kept: &Kept, snapshot: &Snapshot) {
         let book = &kept.counting.book;
-        if book.holders().is_empty() {
+        if book.holders().is_empty() && self.heard {
             return;
         }
+        // Before reading: what a process had to tell, it told while it lived.
+        let dead = self.dead(book);
         let Some(database) = &mut self.database else {
             return;
         };
@@ -75,22 +79,26 @@ impl Keeper {
                 self.failed(kept, "write", &cause);
             }
         }
-        self.release_the_dead(kept);
+        self.heard = true;
+        self.release(&dead, kept);
     }
 
-    fn release_the_dead(&mut self, kept: &Kept) {
+    /// Where nobody can say, a process is taken for alive: limits hold, at the price of some room.
+    fn dead(&self, book: &Book) -> Vec<Arc<str>> {
+        let mut holders = book.holders();
+        holders.retain(|process| !is_alive(&self.dir, process).unwrap_or(true));
+        holders
+    }
+
+    fn release(&mut self, dead: &[Arc<str>], kept: &Kept) {
         let book = &kept.counting.book;
-        for process in book.holders() {
-            // Where nobody can say, it is taken for alive: limits hold, at the price of some room.
-            if is_alive(&self.dir, &process).unwrap_or(true) {
-                continue;
-            }
-            let released = book.release_all_of(&process);
+        for process in dead {
+            let released = book.release_all_of(process);
             info!(
                 "A process that counted here before is gone; what it held is free. process={process} released={released}"
             );
             if let Some(database) = &self.database
-                && let Err(cause) = database.forget_held(&process)
+                && let Err(cause) = database.forget_held(process)
             {
                 warn!("Cannot forget what a process held. cause=\"{cause}\"");
             }
@@ -122,6 +130,9 @@ impl Keeper {
 
     /// After that: tells it what becomes of what is held here.
     pub(super) fn tell(&mut self, kept: &Kept) {
+        if !self.is_usable(kept) {
+            return;
+        }
         let told = kept.counting.book.told();
         let ledger = kept.journal.take();
         let settlements = exchange::settlement_rows(&told);

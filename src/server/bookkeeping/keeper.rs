@@ -26,6 +26,8 @@ pub(super) struct Keeper {
     pub(super) dir: PathBuf,
     pub(super) process: Arc<str>,
     pub(super) database: Option<Database>,
+    /// What was told before this process began is counted.
+    pub(super) heard: bool,
     tried: Instant,
     said: Option<Instant>,
     learned: Instant,
@@ -38,6 +40,7 @@ impl Keeper {
             dir: dir.to_owned(),
             process,
             database: None,
+            heard: false,
             tried: now,
             said: None,
             learned: now,
@@ -149,11 +152,11 @@ impl Keeper {
         exchange::learned_rows(&kept.counting.book)
     }
 
-    /// What goes wrong with a database in use: a damaged one is given up, and everything is written
+    /// What goes wrong with a database in use: one that is damaged or gone is given up, and everything is written
     /// down anew into the one that takes its place.
     pub(super) fn failed(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
         self.trouble(kept, what, cause);
-        if cause.is_corrupt() {
+        if cause.is_corrupt() || cause.is_gone() {
             self.database = None;
             kept.counting.book.write_all_again();
         }
@@ -162,6 +165,7 @@ impl Keeper {
     fn trouble(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
         let kind = match cause {
             cause if cause.is_corrupt() => "corrupt",
+            cause if cause.is_gone() => "gone",
             cause if cause.is_full() => "full",
             cause if cause.is_read_only() => "read_only",
             cause if cause.is_busy() => "busy",
@@ -181,9 +185,15 @@ impl Keeper {
     }
 
     /// Is there a database? If not, it is looked for now and then.
-    fn is_usable(&mut self, kept: &Kept) -> bool {
-        if self.database.is_some() {
-            return true;
+    pub(super) fn is_usable(&mut self, kept: &Kept) -> bool {
+        if let Some(database) = &mut self.database {
+            let Err(cause) = database.look() else {
+                return true;
+            };
+            self.failed(kept, "look", &cause);
+            if self.database.is_some() {
+                return true;
+            }
         }
         if self.tried.elapsed() < REOPEN_EVERY {
             return false;

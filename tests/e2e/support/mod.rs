@@ -14,6 +14,7 @@
 //! come true and fails loudly when it does not.
 
 pub mod authority;
+pub mod books;
 mod config;
 mod emulator;
 pub mod front;
