@@ -92,21 +92,29 @@ pub enum Full {
 const HELD_WAIT: Duration = Duration::from_secs(1);
 
 impl Counter {
-    /// Of another process, or another life of this one, `passed` nanoseconds later. Levels are kept,
-    /// not times: clocks of two processes have nothing to do with each other.
-    pub fn restore(kept: Kept, key: &LimitKey, passed: u64, now: u64) -> Self {
-        let most = key.window.period().map_or(0, highest);
-        let level = kept.bucket.nanos.min(most).saturating_sub(passed);
-        let bucket = Bucket {
-            empty_at: now.saturating_add(level),
-            amount: kept.bucket.amount,
-        };
-        let spans = kept.spans;
-        Self {
-            bucket,
-            spans,
-            held: 0,
+    /// Adds what another process, or another life of this one, wrote down `passed` nanoseconds ago.
+    /// Levels are kept, not times: clocks of two processes have nothing to do with each other. `now`
+    /// is [`Now::steady`].
+    pub fn add(&mut self, kept: Kept, key: &LimitKey, passed: u64, now: u64) {
+        for span in kept.spans.into_iter().rev() {
+            if span != Span::default() {
+                let own = self.span(span.start);
+                own.used = own.used.saturating_add(span.used);
+                own.extra = own.extra.saturating_add(span.extra);
+            }
         }
+        let Some(period) = key.window.period().filter(|_| kept.bucket.amount > 0) else {
+            return;
+        };
+        if self.bucket.amount == 0 {
+            self.bucket.amount = kept.bucket.amount;
+        }
+        let level = u128::from(kept.bucket.nanos.saturating_sub(passed));
+        let level = level * u128::from(kept.bucket.amount) / u128::from(self.bucket.amount);
+        let level = u64::try_from(level).unwrap_or(u64::MAX);
+        let own = self.bucket.empty_at.saturating_sub(now);
+        let both = own.saturating_add(level).min(highest(period));
+        self.bucket.empty_at = now.saturating_add(both);
     }
 
     /// `now` is [`Now::steady`].
@@ -183,7 +191,9 @@ impl Counter {
         if let Some(period) = limit.key.window.period() {
             let rate = Rate::new(limit, period);
             let level = u128::from(self.level(&rate, now.steady)) + rate.cost(amount);
-            let level = u64::try_from(level).unwrap_or(u64::MAX).min(highest(period));
+            let level = u64::try_from(level)
+                .unwrap_or(u64::MAX)
+                .min(highest(period));
             self.bucket.empty_at = now.steady.saturating_add(level);
         } else if let Some(stretch) = stretch(limit.key.window, now) {
             let span = self.span(stretch.start);

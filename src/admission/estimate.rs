@@ -214,7 +214,10 @@ impl Learned {
 
     /// Tokens a prompt has most likely taken, when nobody has counted them.
     pub fn likely_prompt(&self, estimated: u64) -> u64 {
-        scaled(estimated, f64::from_bits(self.likely.load(Ordering::Relaxed)))
+        scaled(
+            estimated,
+            f64::from_bits(self.likely.load(Ordering::Relaxed)),
+        )
     }
 
     /// Completion tokens to reserve when the request names no maximum; `usual` until enough answers

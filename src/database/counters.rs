@@ -52,7 +52,9 @@ impl Database {
     /// If the database cannot be written.
     pub fn forget_counters(&self, older_than: Timestamp) -> Result<usize, DatabaseError> {
         let forget = "DELETE FROM counters WHERE touched < ?1";
-        Ok(self.connection.execute(forget, [older_than.as_millisecond()])?)
+        Ok(self
+            .connection
+            .execute(forget, [older_than.as_millisecond()])?)
     }
 }
 
@@ -76,10 +78,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CounterRow> {
 }
 
 /// Puts each row in the place of the one before it.
-pub(super) fn put(
-    connection: &Connection,
-    rows: &[CounterRow],
-) -> rusqlite::Result<()> {
+pub(super) fn put(connection: &Connection, rows: &[CounterRow]) -> rusqlite::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
