@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 
+use crate::admission::estimate::{Learned, Prompt};
 use crate::admission::lease::Lease;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
@@ -93,8 +94,8 @@ pub struct Routed {
 /// What a request will take, as far as its body says.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expected {
-    /// Prompt tokens, estimated without what was learned.
-    pub prompt: u64,
+    /// Estimated without what was learned.
+    pub prompt: Prompt,
     /// Completion tokens that the request, or its route, allows; `None` if neither says.
     pub most_output: Option<u64>,
     /// Answers asked for at once, at least 1.
@@ -105,6 +106,8 @@ pub struct Expected {
 pub struct Admitted {
     /// `None` once it is settled.
     pub lease: Option<Lease>,
+    /// What the model's answers have shown to the tenant.
+    pub learned: Arc<Learned>,
     /// How the limits stood after it.
     pub shown: RateLimits,
     /// When; prices are those of this moment.

@@ -101,7 +101,6 @@ impl Snapshot {
                 .collect(),
             most_output: most_output(&model.set),
             usual_output: model.usual_output_tokens,
-            learned: book.learned(&model.name),
         });
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::clock::Now;
 use super::counter::Kept;
-use super::estimate::{Experience, Learned};
+use super::estimate::Experience;
 use super::subject::{Live, Subject, SubjectName, Told};
 use crate::config::settings::{Limit, LimitKey};
 
@@ -17,8 +17,6 @@ use crate::config::settings::{Limit, LimitKey};
 pub struct Book {
     subjects: Mutex<HashMap<SubjectName, Arc<Subject>>>,
     handed_over: AtomicBool,
-    /// By public model.
-    learned: Mutex<HashMap<String, Arc<Learned>>>,
 }
 
 /// What a process holds of one counter.
@@ -73,25 +71,23 @@ impl Book {
         self.subjects.lock().get(name).cloned()
     }
 
-    /// What the answers of a public model have shown.
-    pub fn learned(&self, model: &str) -> Arc<Learned> {
-        let mut learned = self.learned.lock();
-        learned.entry(model.to_owned()).or_default().clone()
-    }
-
-    /// All of that, to be written down.
+    /// What was learned of all tenants' models, by the name of both, to be written down.
     pub fn experiences(&self) -> Vec<(String, Experience)> {
-        let learned = self.learned.lock();
-        let models = learned.iter();
-        models
-            .map(|(model, learned)| (model.clone(), learned.experience()))
-            .collect()
+        let subjects = self.all().into_iter();
+        let experiences = subjects.flat_map(|subject| {
+            let name = |(model, experience)| (format!("{}|{model}", subject.name), experience);
+            let models = subject.experiences().into_iter();
+            models.map(name).collect::<Vec<_>>()
+        });
+        experiences.collect()
     }
 
-    /// Takes over what was written down. For the start, before anything refers to it.
-    pub fn restore_experience(&self, model: String, experience: Experience) {
-        let learned = Arc::new(Learned::from(experience));
-        self.learned.lock().insert(model, learned);
+    /// Takes over what was written down under the name of both.
+    pub fn restore_experience(&self, name: &str, experience: Experience) {
+        if let Some((subject, model)) = name.split_once('|') {
+            let subject = self.subject(SubjectName(subject.into()));
+            subject.restore_experience(model, experience);
+        }
     }
 
     fn all(&self) -> Vec<Arc<Subject>> {

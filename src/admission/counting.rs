@@ -115,7 +115,10 @@ impl Counting {
             Err(_) => {
                 let (local, shadowed) = match (shared.fail, share) {
                     (FailMode::Closed, _) => (Err(Refused::Unknown), Shadowed::new()),
-                    (FailMode::LocalShare { .. }, Some(share)) => reserve(share, ask, now),
+                    (FailMode::LocalShare { .. }, Some(share)) => {
+                        let (local, shadowed) = reserve(share, ask, now);
+                        (local.map_err(Refused::for_a_while), shadowed)
+                    }
                     _ => (hold(allowance, ask, now), Shadowed::new()),
                 };
                 let lease = local.map(|local| {

@@ -2,6 +2,7 @@
 //! whatever ends the request. Pure but for the subjects' locks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::allowance::{Allowance, Rule, Side};
 use super::amounts::Amounts;
@@ -20,7 +21,7 @@ pub struct Ask<'a> {
     /// What it may take at most, as far as one can know.
     pub amounts: Amounts,
     /// What of it is certain. The rest is a guess, which gives way where a limit has no room for it
-    /// even when empty. The same as `amounts` for a request that names its maximum.
+    /// even when empty.
     pub least: Amounts,
     /// Its id, as a number.
     pub request: u128,
@@ -30,9 +31,6 @@ impl Ask<'_> {
     pub(super) fn demand(&self, limit: &Limit) -> u64 {
         let quantity = limit.key.quantity;
         let wanted = self.amounts.of(quantity).min(limit.burst);
-        if self.least == self.amounts {
-            return self.amounts.of(quantity);
-        }
         wanted.max(self.least.of(quantity))
     }
 }
@@ -47,6 +45,26 @@ pub enum Refused {
     /// Nobody can say how the limits stand, and the operator wants no request to pass unseen.
     Unknown,
 }
+
+impl Refused {
+    /// A host's share is used up: the whole may not be, and who counts it is soon asked again.
+    pub(super) fn for_a_while(self) -> Self {
+        match self {
+            Self::Denied(mut denied) => {
+                let wait = match denied.full {
+                    Full::For(wait) => wait.min(SHARE_WAIT),
+                    Full::Always => SHARE_WAIT,
+                };
+                denied.full = Full::For(wait);
+                Self::Denied(denied)
+            }
+            other => other,
+        }
+    }
+}
+
+/// Until Redis is looked for again, and a little.
+const SHARE_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::clock::Now;
 use super::counter::{Counter, Kept};
+use super::estimate::{Experience, Learned};
 use crate::config::settings::{Limit, LimitKey};
 
 /// `tenant/search` or `group/research`; the name in the store.
@@ -39,6 +40,8 @@ impl std::fmt::Display for SubjectName {
 pub struct Subject {
     pub name: SubjectName,
     counts: Mutex<Counts>,
+    /// What its models' answers have shown, by public model.
+    learned: Mutex<HashMap<Arc<str>, Arc<Learned>>>,
     /// Something changed since it was last written down.
     dirty: AtomicBool,
 }
@@ -95,8 +98,35 @@ impl Subject {
         Self {
             name,
             counts: Mutex::default(),
+            learned: Mutex::default(),
             dirty: AtomicBool::new(false),
         }
+    }
+
+    /// What the answers of a public model have shown to this subject.
+    pub fn learned(&self, model: &str) -> Arc<Learned> {
+        let mut learned = self.learned.lock();
+        if let Some(known) = learned.get(model) {
+            return known.clone();
+        }
+        let new = Arc::new(Learned::default());
+        learned.insert(model.into(), new.clone());
+        new
+    }
+
+    /// All of that, to be written down.
+    pub fn experiences(&self) -> Vec<(Arc<str>, Experience)> {
+        let learned = self.learned.lock();
+        let models = learned.iter();
+        models
+            .map(|(model, learned)| (model.clone(), learned.experience()))
+            .collect()
+    }
+
+    /// Takes over what was written down. For the start.
+    pub fn restore_experience(&self, model: &str, experience: Experience) {
+        let learned = Arc::new(Learned::from(experience));
+        self.learned.lock().insert(model.into(), learned);
     }
 
     /// The counters, to look at.

@@ -9,7 +9,7 @@ use super::Gateway;
 use crate::admission::allowance::bit;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::counter::{Full, Standing};
-use crate::admission::estimate;
+use crate::admission::estimate::{self, Learned};
 use crate::admission::reservation::{Ask, Denied, Refused, Shown};
 use crate::config::money::format_money;
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
@@ -74,13 +74,15 @@ impl Gateway {
         };
         let at = Timestamp::now();
         let surface = routed.surface.name();
-        let (amounts, least) = amounts(&snapshot, routed, at);
         let Some(allowance) = snapshot.allowance(&routed.identity.tenant.id) else {
             return Err(Refusal::new(Code::Internal, "The tenant is not known."));
         };
+        let model = ctx.model().unwrap_or_default();
+        let learned = allowance.learned(model);
+        let (amounts, least) = amounts(&snapshot, routed, &learned, at);
         let ask = Ask {
             surface: bit(surface),
-            model: ctx.model().unwrap_or_default(),
+            model,
             amounts,
             least,
             request: ctx.request_number,
@@ -106,6 +108,7 @@ impl Gateway {
         ctx.admitted = Some(Admitted {
             shown: shown(&lease.shown),
             lease: Some(lease),
+            learned,
             counted: self.metrics.show_admitted(),
             at,
         });
@@ -125,7 +128,12 @@ impl Gateway {
 }
 
 /// What the request may take in all, and what of it is certain: its prompt.
-fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amounts) {
+fn amounts(
+    snapshot: &Snapshot,
+    routed: &Routed,
+    learned: &Learned,
+    at: Timestamp,
+) -> (Amounts, Amounts) {
     let one = Amounts {
         requests: 1,
         ..Amounts::default()
@@ -133,11 +141,11 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
     let Some(route) = &routed.route else {
         return (one, one);
     };
-    let prompt = route.learned.prompt(routed.expected.prompt);
+    let prompt = learned.prompt(routed.expected.prompt.tokens);
     let completion = match routed.expected.most_output {
         _ if routed.surface == Surface::Embeddings => 0,
         Some(most) => most,
-        None => route.learned.completion(route.usual_output),
+        None => learned.completion(route.usual_output),
     };
     let completion = completion.saturating_mul(routed.expected.choices);
     let rates = routed.lanes.iter().filter_map(|lane| {
@@ -159,21 +167,24 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
         };
         dearest.map_or(0, |rates| cost(rates, &usage).nanos())
     };
+    // What was learned, and what is usual, are guesses; what stands in the body is not.
+    let sure = prompt.min(routed.expected.prompt.tokens);
+    let sure_completion = routed.expected.most_output.map_or(0, |_| completion);
     let least = Amounts {
-        prompt,
-        uncached: prompt,
-        cost: money(prompt, 0),
+        prompt: sure,
+        uncached: sure,
+        completion: sure_completion,
+        cost: money(sure, sure_completion),
         ..one
     };
     let amounts = Amounts {
+        prompt,
+        uncached: prompt,
         completion,
         cost: money(prompt, completion),
-        ..least
+        ..one
     };
-    match routed.expected.most_output {
-        Some(_) => (amounts, amounts),
-        None => (amounts, least),
-    }
+    (amounts, least)
 }
 
 /// What the caller is told of a limit that has no room.
@@ -195,6 +206,11 @@ fn refusal(denied: &Denied, at: Timestamp, currency: &str) -> Refusal {
              max_tokens."
                 .to_owned(),
         ),
+        Full::For(wait) if key.quantity == Quantity::Concurrent => (
+            Code::RateLimitExceeded,
+            Some(wait.min(LONGEST_WAIT)),
+            "It has room again when one of them ends.".to_owned(),
+        ),
         Full::For(wait) => {
             let calendar = matches!(key.window, Window::Day | Window::Month);
             let again = format!(
@@ -209,8 +225,13 @@ fn refusal(denied: &Denied, at: Timestamp, currency: &str) -> Refusal {
             }
         }
     };
+    let at_once = if standing.room < standing.limit {
+        format!(", {} at once", quantity(key, standing.room, currency))
+    } else {
+        String::new()
+    };
     let message = format!(
-        "The limit {} allows {whose} {}: {} used, {} reserved by requests under way, {} asked for. \
+        "The limit {} allows {whose} {}{at_once}: {} used, {} reserved by requests under way, {} asked for. \
          {end}",
         limit_name(key),
         quantity(key, standing.limit, currency),

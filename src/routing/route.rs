@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::admission::estimate::Learned;
 use crate::identity::directory::Identity;
 use crate::request::edit::JsonText;
 use crate::request::refusal::{Code, Family, Refusal};
@@ -23,8 +22,6 @@ pub struct Route {
     pub most_output: [Option<u64>; 3],
     /// Reserved for requests that name no maximum, until it is known what is usual.
     pub usual_output: u64,
-    /// What its answers have shown.
-    pub learned: Arc<Learned>,
 }
 
 /// All routes, by public name.

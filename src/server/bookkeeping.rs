@@ -154,8 +154,13 @@ impl Thread {
             match orders.recv_timeout(TICK) {
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Ok(done) => {
+                    self.keeper.write_all_next();
                     self.tick();
+                    // With the thread go the lock, the sign of life and the database, which leaves
+                    // one whole file behind.
+                    self.keeper.close();
                     let _ = done.try_send(());
+                    return;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }

@@ -66,7 +66,7 @@ pub(super) fn learned_rows(book: &Book) -> Vec<LearnedRow> {
 pub(super) fn restore_learned(book: &Book, rows: Vec<LearnedRow>) {
     for row in rows {
         if let Ok(experience) = serde_json::from_str::<Experience>(&row.text) {
-            book.restore_experience(row.model, experience);
+            book.restore_experience(&row.model, experience);
         }
     }
 }

@@ -28,7 +28,8 @@ pub(super) struct Keeper {
     /// The right to count here, and with it to write; `None` where no lock can be had, and after it
     /// was handed over.
     pub(super) ownership: Option<Ownership>,
-    _alive: Option<Alive>,
+    /// Shows that this process lives, for those who look.
+    alive: Option<Alive>,
     pub(super) role: Role,
     pub(super) database: Option<Database>,
     /// What was written before this process began is counted.
@@ -37,7 +38,8 @@ pub(super) struct Keeper {
     pub(super) heard: bool,
     tried: Instant,
     said: Option<Instant>,
-    learned: Instant,
+    /// When what was learned was written; `None` if it is to be written now.
+    learned: Option<Instant>,
 }
 
 /// What this process has to do with the counting.
@@ -62,7 +64,7 @@ impl Keeper {
         let now = Instant::now();
         Self {
             dir: dir.to_owned(),
-            _alive: ownership
+            alive: ownership
                 .as_ref()
                 .and_then(|_| Alive::mark(dir, &process).ok()),
             process,
@@ -73,7 +75,7 @@ impl Keeper {
             heard: false,
             tried: now,
             said: None,
-            learned: now,
+            learned: Some(now),
         }
     }
 
@@ -166,6 +168,11 @@ impl Keeper {
         }
     }
 
+    /// The next write is the last: it leaves nothing out.
+    pub(super) fn write_all_next(&mut self) {
+        self.learned = None;
+    }
+
     /// Writes a batch and says how it went in the metrics.
     pub(super) fn try_write(
         &mut self,
@@ -186,10 +193,10 @@ impl Keeper {
     }
 
     fn learned(&mut self, kept: &Kept) -> Vec<LearnedRow> {
-        if self.learned.elapsed() < LEARNED_EVERY {
+        if self.learned.is_some_and(|at| at.elapsed() < LEARNED_EVERY) {
             return Vec::new();
         }
-        self.learned = Instant::now();
+        self.learned = Some(Instant::now());
         exchange::learned_rows(&kept.counting.book)
     }
 
@@ -270,7 +277,7 @@ impl Keeper {
         if self.ownership.is_none() && matches!(self.role, Role::Counts) {
             self.ownership = Ownership::try_take(&self.dir).ok().flatten();
             if self.ownership.is_some() {
-                self._alive = Alive::mark(&self.dir, &self.process).ok();
+                self.alive = Alive::mark(&self.dir, &self.process).ok();
             }
         }
         self.ownership.is_some() || !matches!(self.role, Role::Counts)
@@ -291,6 +298,13 @@ impl Keeper {
         if let Err(cause) = forgotten {
             warn!("Cannot forget old rows of the ledger. cause=\"{cause}\"");
         }
+    }
+
+    /// Lets go of everything, at the end of the process.
+    pub(super) fn close(&mut self) {
+        self.database = None;
+        self.alive = None;
+        self.ownership = None;
     }
 
     /// Does a new process wait for the counting?
