@@ -27,7 +27,8 @@ use tidegate::config::settings::{
 };
 
 const SIZES: [usize; 2] = [10, 10_000];
-const HUGE: u64 = 1_000_000_000_000;
+/// More than a run can use up.
+const HUGE: u64 = 1 << 58;
 
 fn limit(quantity: Quantity, window: Window) -> Limit {
     Limit {

@@ -37,6 +37,8 @@ pub struct Context {
     pub snapshot: Arc<Snapshot>,
     pub started: Instant,
     pub request_id: HeaderValue,
+    /// The same as a number.
+    pub request_number: u128,
     pub family: Family,
     pub connection: Option<Arc<ConnectionState>>,
     /// Whose address it is after trusted proxies were believed; known with the identity.
@@ -95,6 +97,8 @@ pub struct Expected {
     pub prompt: u64,
     /// Completion tokens that the request, or its route, allows; `None` if neither says.
     pub most_output: Option<u64>,
+    /// Answers asked for at once, at least 1.
+    pub choices: u64,
 }
 
 /// What was taken in the tenant's limits.
@@ -248,10 +252,12 @@ impl Attempt {
 impl Context {
     /// The story begins.
     pub fn new(snapshot: Arc<Snapshot>, started: Instant, in_flight: RequestGuard) -> Self {
+        let id = uuid::Uuid::now_v7();
         Self {
             snapshot,
             started,
-            request_id: new_request_id(),
+            request_id: request_id(id),
+            request_number: id.as_u128(),
             family: Family::default(),
             connection: None,
             client: None,
@@ -343,8 +349,8 @@ impl Context {
 }
 
 /// Time-ordered and unique; 32 hexadecimal digits.
-fn new_request_id() -> HeaderValue {
+fn request_id(id: uuid::Uuid) -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
-    let text: &str = uuid::Uuid::now_v7().simple().encode_lower(&mut buffer);
+    let text: &str = id.simple().encode_lower(&mut buffer);
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }

@@ -36,6 +36,13 @@ pub struct Changed {
     pub changes: Vec<(LimitKey, Kept)>,
 }
 
+/// What another process needs to go on with the counting.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    pub counters: Vec<Changed>,
+    pub held: Vec<Holding>,
+}
+
 /// What is under way, for the reconciliation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leases {
@@ -54,7 +61,7 @@ impl Book {
         let make = || {
             let subject = Subject::new(name.clone());
             if self.is_handed_over() {
-                subject.hand_over();
+                subject.hand_over(0);
             }
             Arc::new(subject)
         };
@@ -91,16 +98,16 @@ impl Book {
         self.subjects.lock().values().cloned().collect()
     }
 
-    /// Takes over what was written down by an earlier process.
-    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, now: u64) {
-        self.subject(name).look().restore(key, kept, now);
+    /// Takes over what was written down by an earlier process, `passed` nanoseconds ago.
+    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, passed: u64, now: u64) {
+        self.subject(name).look().restore(key, kept, passed, now);
     }
 
-    /// What changed since the last time.
-    pub fn changes(&self) -> Vec<Changed> {
+    /// What changed since the last time. `now` is [`Now::steady`].
+    pub fn changes(&self, now: u64) -> Vec<Changed> {
         let subjects = self.all().into_iter();
         let changed = subjects.filter_map(|subject| {
-            let changes = subject.changes()?;
+            let changes = subject.changes(now)?;
             Some(Changed { subject, changes })
         });
         changed.collect()
@@ -117,23 +124,23 @@ impl Book {
     }
 
     /// Leaves the counting to another process. No reservation may be made from here on; those that
-    /// are held are told, and what becomes of them is to be asked for by [`Book::told`].
-    pub fn hand_over(&self) -> Vec<Holding> {
+    /// are held are told, and what becomes of them is to be asked for by [`Book::told`]. `now` is
+    /// [`Now::steady`].
+    pub fn hand_over(&self, now: u64) -> HandedOver {
         self.handed_over.store(true, Ordering::Release);
-        let subjects = self.all().into_iter();
-        let holdings = subjects.flat_map(|subject| {
+        let mut all = HandedOver::default();
+        for subject in self.all() {
+            let parting = subject.hand_over(now);
             let holding = |(key, held)| Holding {
                 subject: subject.name.clone(),
                 key,
                 held,
             };
-            subject
-                .hand_over()
-                .into_iter()
-                .map(holding)
-                .collect::<Vec<_>>()
-        });
-        holdings.collect()
+            all.held.extend(parting.held.into_iter().map(holding));
+            let changes = parting.counters;
+            all.counters.push(Changed { subject, changes });
+        }
+        all
     }
 
     /// What changed after the counting was handed over.
@@ -165,19 +172,6 @@ impl Book {
         now: &Now,
     ) {
         let subject = self.subject(name);
-        let stand_in;
-        let limit = match limit {
-            Some(limit) => limit,
-            None => {
-                stand_in = Limit {
-                    key: told.key.clone(),
-                    amount: u64::MAX,
-                    burst: u64::MAX,
-                    shadow: true,
-                };
-                &stand_in
-            }
-        };
         subject.change().hear(process, limit, told, now);
     }
 

@@ -5,6 +5,8 @@
 //! what the model's own counts have shown. The completion: what the caller allows, or what the
 //! model's answers usually take. Both learn from every answer that tells its usage.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::Mutex;
 
 use super::amounts::MOST_TOKENS;
@@ -76,16 +78,24 @@ struct Classes {
 impl Classes {
     fn of(text: &[u8]) -> Self {
         let mut classes = Self::default();
-        for byte in text {
-            // Characters by their first byte (RFC 3629): what follows belongs to it. From E3 on
-            // stand Chinese, Japanese and Korean, then symbols.
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b' ' => classes.letters += 1,
-                0x00..=0x7f => classes.signs += 1,
-                0x80..=0xbf => {}
-                0xc0..=0xe2 => classes.foreign += 1,
-                0xe3..=0xff => classes.wide += 1,
+        // Short runs, so that the counts fit in bytes: the compiler then takes many at once.
+        for run in text.chunks(usize::from(u8::MAX)) {
+            let (mut letters, mut ascii, mut wide, mut following) = (0u8, 0u8, 0u8, 0u8);
+            for byte in run {
+                let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+                letters += u8::from(letter | (*byte == b' '));
+                ascii += u8::from(*byte < 0x80);
+                // Characters by their first byte (RFC 3629); what follows belongs to it. From E3 on
+                // stand Chinese, Japanese and Korean, then symbols.
+                following += u8::from(byte & 0xc0 == 0x80);
+                wide += u8::from(*byte >= 0xe3);
             }
+            let [letters, ascii, wide, following] =
+                [letters, ascii, wide, following].map(u64::from);
+            classes.letters += letters;
+            classes.signs += ascii - letters;
+            classes.wide += wide;
+            classes.foreign += run.len() as u64 - ascii - wide - following;
         }
         classes
     }
@@ -118,11 +128,16 @@ const HALVING: u32 = 1024;
 /// Of a hundred answers, so many fit in what is reserved.
 const FITTING: u32 = 90;
 
-/// What a model's answers have shown. One lock per public model, held for nanoseconds; a sample that
-/// finds it taken is left out.
+/// What a model's answers have shown. Requests read what follows from it without a lock; a sample
+/// that finds the lock taken is left out.
 #[derive(Debug)]
 pub struct Learned {
     state: Mutex<Experience>,
+    /// Bits of an `f64`: real prompt tokens per estimated one, likely and with the margin.
+    likely: AtomicU64,
+    safe: AtomicU64,
+    /// Completion tokens to reserve; 0 until enough answers were seen.
+    usual: AtomicU64,
 }
 
 /// The same as plain data, as it is written down.
@@ -163,44 +178,55 @@ impl From<Experience> for Learned {
         let sane = |value: f64, other: f64| if value.is_finite() { value } else { other };
         experience.ratio = sane(experience.ratio, 1.0).clamp(*RATIO.start(), *RATIO.end());
         experience.deviation = sane(experience.deviation, 0.1).clamp(0.0, 2.0);
-        Self {
+        let learned = Self {
+            likely: AtomicU64::new(0),
+            safe: AtomicU64::new(0),
+            usual: AtomicU64::new(0),
             state: Mutex::new(experience),
+        };
+        learned.publish(&learned.state.lock());
+        learned
+    }
+}
+
+impl Experience {
+    /// What [`FITTING`] of a hundred completions fit in; 0 if too few were seen.
+    fn usual(&self) -> u64 {
+        if self.completions < ENOUGH {
+            return 0;
         }
+        let counted: u64 = self.lengths.iter().copied().map(u64::from).sum();
+        let wanted = counted * u64::from(FITTING) / 100;
+        let mut below = 0;
+        let bucket = self.lengths.iter().position(|count| {
+            below += u64::from(*count);
+            below >= wanted
+        });
+        bucket.map_or(MOST_TOKENS, longest_of)
     }
 }
 
 impl Learned {
     /// Tokens to reserve for a prompt of so many estimated ones: rarely too few.
     pub fn prompt(&self, estimated: u64) -> u64 {
-        let state = self.state.lock();
-        let factor = state.ratio + MARGIN * state.deviation;
-        drop(state);
-        scaled(estimated, factor)
+        scaled(estimated, f64::from_bits(self.safe.load(Ordering::Relaxed)))
     }
 
     /// Tokens a prompt has most likely taken, when nobody has counted them.
     pub fn likely_prompt(&self, estimated: u64) -> u64 {
-        let ratio = self.state.lock().ratio;
-        scaled(estimated, ratio)
+        scaled(
+            estimated,
+            f64::from_bits(self.likely.load(Ordering::Relaxed)),
+        )
     }
 
     /// Completion tokens to reserve when the request names no maximum; `usual` until enough answers
     /// were seen.
     pub fn completion(&self, usual: u64) -> u64 {
-        let state = self.state.lock();
-        if state.completions < ENOUGH {
-            return usual;
+        match self.usual.load(Ordering::Relaxed) {
+            0 => usual,
+            learned => learned,
         }
-        let counted: u32 = state.lengths.iter().sum();
-        let wanted = u64::from(counted) * u64::from(FITTING) / 100;
-        let mut below = 0;
-        for (bucket, count) in state.lengths.iter().enumerate() {
-            below += u64::from(*count);
-            if below >= wanted {
-                return longest_of(bucket);
-            }
-        }
-        MOST_TOKENS
     }
 
     /// An answer told its prompt's tokens; `estimated` is what [`prompt`] said.
@@ -215,6 +241,7 @@ impl Learned {
         state.ratio += weight * off;
         state.deviation += weight * (off.abs() - state.deviation);
         state.samples = state.samples.saturating_add(1);
+        self.publish(&state);
     }
 
     /// An answer to a request without a maximum came to its end.
@@ -230,6 +257,15 @@ impl Learned {
         if state.completions.is_multiple_of(HALVING) {
             state.lengths.iter_mut().for_each(|count| *count /= 2);
         }
+        self.publish(&state);
+    }
+
+    /// Says what follows from what was seen.
+    fn publish(&self, state: &Experience) {
+        let safe = state.ratio + MARGIN * state.deviation;
+        self.likely.store(state.ratio.to_bits(), Ordering::Relaxed);
+        self.safe.store(safe.to_bits(), Ordering::Relaxed);
+        self.usual.store(state.usual(), Ordering::Relaxed);
     }
 
     pub fn experience(&self) -> Experience {
@@ -272,6 +308,19 @@ mod tests {
         assert!((0.55..0.7).contains(&per_char(chinese)));
         let code = "fn main() { let x = vec![1, 2, 3]; println!(\"{:?}\", x[0] + 1); }\n";
         assert!((0.35..0.5).contains(&per_char(code)), "{}", per_char(code));
+    }
+
+    proptest! {
+        #[test]
+        fn every_character_is_in_one_class(text in ".{0,600}") {
+            let classes = Classes::of(text.as_bytes());
+            let all = classes.letters + classes.signs + classes.wide + classes.foreign;
+            prop_assert_eq!(all, text.chars().count() as u64);
+            let letters = text.chars().filter(|c| c.is_ascii_alphabetic() || *c == ' ').count();
+            prop_assert_eq!(classes.letters, letters as u64);
+            let wide = text.chars().filter(|c| *c >= '\u{3000}').count();
+            prop_assert_eq!(classes.wide, wide as u64);
+        }
     }
 
     #[test]

@@ -91,12 +91,20 @@ pub struct Shown {
 /// A limit that only looks on, and would have refused.
 pub type Shadowed = Vec<(SubjectName, LimitKey)>;
 
+/// Who says whether there is room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judging {
+    Here,
+    /// Redis, or an operator who lets everybody pass while it is away.
+    Elsewhere,
+}
+
 /// Takes room without asking whether there is any: the limits are judged elsewhere.
 ///
 /// # Errors
 /// If another process counts now.
 pub fn hold(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation, Refused> {
-    take(allowance, ask, now, false).0
+    take(allowance, ask, now, Judging::Elsewhere).0
 }
 
 /// Admits or refuses; the second part of the answer names limits in shadow mode that would have
@@ -106,14 +114,14 @@ pub fn reserve(
     ask: &Ask<'_>,
     now: &Now,
 ) -> (Result<Reservation, Refused>, Shadowed) {
-    take(allowance, ask, now, true)
+    take(allowance, ask, now, Judging::Here)
 }
 
 fn take(
     allowance: &Allowance,
     ask: &Ask<'_>,
     now: &Now,
-    judged: bool,
+    judging: Judging,
 ) -> (Result<Reservation, Refused>, Shadowed) {
     let mut shadowed = Shadowed::new();
     let mut denied: Option<Denied> = None;
@@ -130,13 +138,13 @@ fn take(
     for (number, (side, counts)) in locked.iter_mut().enumerate() {
         for rule in side.rules(ask.surface, ask.model) {
             let demand = ask.demand(&rule.limit);
-            let verdict = if judged {
-                judge(side, counts, rule, demand, now)
-            } else {
-                Ok(Standing::default())
+            let verdict = match judging {
+                Judging::Here => judge(side, counts, rule, demand, now).map(Some),
+                Judging::Elsewhere => Ok(None),
             };
             match verdict {
-                Ok(standing) => shown.note(rule, standing, demand),
+                Ok(Some(standing)) => shown.note(rule, standing, demand),
+                Ok(None) => {}
                 Err(_) if rule.limit.shadow => {
                     shadowed.push((side.subject.name.clone(), rule.limit.key.clone()));
                 }

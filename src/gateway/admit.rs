@@ -25,30 +25,43 @@ use crate::snapshot::Snapshot;
 
 /// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// OpenAI's own bound of `n`.
+const MOST_CHOICES: u64 = 128;
 /// While nobody can say how the limits stand.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// What a body says of what it will take. Asked before the body is edited.
 pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {
-    let texts = [
-        &fields.messages,
-        &fields.input,
-        &fields.prompt,
-        &fields.system,
-        &fields.tools,
-    ];
-    let texts = texts.into_iter().flatten();
+    // All of it: providers find prompts in fields that nobody here has heard of.
+    let texts = fields.members().iter();
+    let texts = texts.filter_map(|member| fields.bytes(&member.value));
     let asked = [
         fields.max_tokens,
         fields.max_completion_tokens,
         fields.max_output_tokens,
     ];
-    // What the route sets comes over what the client says.
-    let asked = route.most_output.or(asked.into_iter().flatten().max());
+    // What the route sets comes over what the client says, field by field.
+    let asked = route.most_output.iter().zip(asked);
+    let asked = asked.filter_map(|(fixed, asked)| fixed.or(asked)).max();
     Expected {
-        prompt: estimate::prompt(texts.filter_map(|span| fields.bytes(span))),
+        prompt: estimate::prompt(texts),
         most_output: asked.map(|most| most.min(MOST_TOKENS)),
+        choices: choices(fields),
     }
+}
+
+/// How many answers are asked for at once: each is generated.
+fn choices(fields: &Fields<'_>) -> u64 {
+    let number = |key| {
+        let spans = fields.spans(key);
+        let numbers = spans.filter_map(|span| {
+            let text = std::str::from_utf8(fields.bytes(&span)?).ok()?;
+            text.parse::<u64>().ok()
+        });
+        numbers.max()
+    };
+    let asked = number("n").max(number("best_of"));
+    asked.unwrap_or(1).clamp(1, MOST_CHOICES)
 }
 
 impl Gateway {
@@ -70,7 +83,7 @@ impl Gateway {
             model: ctx.model().unwrap_or_default(),
             amounts,
             least,
-            request: u128::from_str_radix(ctx.request_id(), 16).unwrap_or_default(),
+            request: ctx.request_number,
         };
         let now = self.counting.now(&snapshot.calendar);
         let share = snapshot.share(&routed.identity.tenant.id);
@@ -126,6 +139,7 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
         Some(most) => most,
         None => route.learned.completion(route.usual_output),
     };
+    let completion = completion.saturating_mul(routed.expected.choices);
     let rates = routed.lanes.iter().filter_map(|lane| {
         let prices = snapshot.prices.of(&lane.pool.settings.id, &lane.model);
         prices.rates_at(at)

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use jiff::Timestamp;
+use log::{error, info, warn};
 
 use super::Kept;
 use super::exchange;
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Parting, Role};
 use crate::admission::book::Book;
 use crate::database::ownership::is_alive;
 use crate::database::{Batch, DatabaseError};
@@ -15,6 +17,9 @@ use crate::snapshot::Snapshot;
 
 /// What was told and could not be written yet stays this much; more is given up with the process.
 const MOST_TOLD: usize = 100_000;
+
+/// A new process waits for ten seconds in its start.
+const LONGEST_PARTING: Duration = Duration::from_secs(5);
 
 impl Keeper {
     /// Takes over what earlier processes have counted and what living ones still hold.
@@ -32,8 +37,10 @@ impl Keeper {
             Ok(read) => read,
             Err(cause) => return self.failed(kept, "read", &cause),
         };
+        self.restored = true;
         let book = &kept.counting.book;
-        exchange::restore(book, counters, kept.counting.steady());
+        let (wall, steady) = (Timestamp::now(), kept.counting.steady());
+        exchange::restore(book, counters, wall, steady);
         exchange::restore_learned(book, learned);
         for (process, row) in held {
             if let Some(holding) = exchange::holding(&row) {
@@ -47,6 +54,9 @@ impl Keeper {
     pub(super) fn hear(&mut self, kept: &Kept, snapshot: &Snapshot) {
         let book = &kept.counting.book;
         if book.holders().is_empty() && self.heard {
+            return;
+        }
+        if !self.is_usable(kept) {
             return;
         }
         // Before reading: what a process had to tell, it told while it lived.
@@ -105,27 +115,57 @@ impl Keeper {
         }
     }
 
-    /// Writes everything down for the process that counts from here on.
-    pub(super) fn hand_over(&mut self, kept: &Kept) {
-        self.write(kept);
-        let holdings = kept.counting.book.hand_over();
-        let changed = kept.counting.book.changes();
-        let counters: Vec<_> = changed.iter().flat_map(exchange::counter_rows).collect();
-        let held = exchange::held_rows(&holdings);
-        let learned = exchange::learned_rows(&kept.counting.book);
+    /// Counts no more, so that the process that waits can. What it needs is written by
+    /// [`Keeper::part`].
+    pub(super) fn begin_to_part(&mut self, kept: &Kept) {
+        let handed_over = kept.counting.book.hand_over(kept.counting.steady());
+        self.role = Role::Leaves(Box::new(Parting {
+            counters: exchange::counter_rows(&handed_over.counters, Timestamp::now()),
+            held: exchange::held_rows(&handed_over.held),
+            learned: exchange::learned_rows(&kept.counting.book),
+            since: Instant::now(),
+        }));
+    }
+
+    /// Writes it, all or nothing, and lets the other process count. A database that cannot be written
+    /// is tried for a while: afterwards it goes on with what was written before.
+    pub(super) fn part(&mut self, kept: &Kept) {
+        let usable = self.is_usable(kept);
+        let Role::Leaves(parting) = std::mem::replace(&mut self.role, Role::Left) else {
+            return;
+        };
         let ledger = kept.journal.take();
         let batch = Batch {
             process: &self.process.clone(),
-            counters: &counters,
-            held: Some(&held),
-            learned: &learned,
+            counters: &parting.counters,
+            held: Some(&parting.held),
+            learned: &parting.learned,
             ledger: &ledger,
             ..Batch::default()
         };
-        if let Err(cause) = self.try_write(&batch, kept) {
+        let written = if usable {
+            self.try_write(&batch, kept)
+        } else {
+            Err(DatabaseError::Missing(self.dir.clone()))
+        };
+        if let Err(cause) = written {
             kept.journal.put_back(ledger);
             self.failed(kept, "hand_over", &cause);
+            if parting.since.elapsed() < LONGEST_PARTING {
+                self.role = Role::Leaves(parting);
+                return;
+            }
+            error!(
+                "The counting is left to a new process that does not know the last counts of this one. process={}",
+                self.process
+            );
         }
+        // After the last word: whoever takes it reads what was written.
+        drop(self.ownership.take());
+        info!(
+            "The counting was handed over to a new process. process={}",
+            self.process
+        );
     }
 
     /// After that: tells it what becomes of what is held here.
