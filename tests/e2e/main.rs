@@ -17,6 +17,7 @@ mod capacity;
 mod certificates;
 mod client_address;
 mod client_certificates;
+mod clock_steps;
 mod command_line;
 mod crash;
 mod credentials;

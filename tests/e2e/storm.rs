@@ -21,6 +21,7 @@ use crate::support::books::{Call, Tokens};
 use crate::support::*;
 use calls::{Caller, Seen};
 
+/// Which take some 15 seconds.
 const REQUESTS: usize = 10_000;
 const SEED: u64 = 20_261_125;
 /// Clients at one time: more than all accounts have places.

@@ -111,9 +111,12 @@ pub(super) fn assert_concurrency_was_kept(aftermath: &Aftermath) {
     assert_accounts_were_not_overrun(aftermath);
 }
 
+/// Of the second process or the first, at which account, for which of its models.
+type Place<'a> = (bool, &'a str, &'a str);
+
 /// An account's places are each process's own.
 fn assert_accounts_were_not_overrun(aftermath: &Aftermath) {
-    let mut held: HashMap<(bool, &str, &str), Vec<(u64, u64)>> = HashMap::new();
+    let mut held: HashMap<Place<'_>, Vec<(u64, u64)>> = HashMap::new();
     for (id, calls) in &aftermath.journal {
         let line = &aftermath.lines[id];
         for (number, call) in calls.iter().enumerate() {
