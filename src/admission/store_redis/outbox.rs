@@ -70,6 +70,7 @@ pub(super) struct News {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MoveKey {
     pub counter: Arc<str>,
+    /// See [`super::ask::Rule::window`].
     pub window: u64,
     /// To which a release belongs; Redis forgets what a dead or flushed generation held.
     pub generation: u64,
