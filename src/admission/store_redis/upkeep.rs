@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::circuit::Failure;
 use super::client::{ANSWER, Link};
@@ -20,6 +20,8 @@ const SIGN: Duration = Duration::from_secs(LIVENESS.as_secs() / 4);
 const REACH: Duration = Duration::from_secs(5);
 /// Batches under way at one time, each of another root.
 const PIPELINE: usize = 64;
+/// Between two looks at what is still to be told before the end.
+const LAST_LOOK: Duration = Duration::from_millis(5);
 /// Where a probe tries whether scripts may write.
 const PROBE_ROOT: &str = "probe";
 
@@ -50,10 +52,21 @@ impl RedisCounts {
         }
     }
 
-    /// Tells Redis what still waits, before the process ends. Says whether nothing is left.
+    /// Tells Redis what still waits, before the process ends; also what `run` is telling it just
+    /// now. While Redis is away, it waits for it to come back. Says whether nothing is left.
     pub async fn finish(&self, deadline: Duration) -> bool {
-        let _ = timeout(deadline, self.tell()).await;
-        self.outbox.lock().is_empty()
+        let telling = async {
+            while !self.outbox.lock().is_empty() {
+                self.tell().await;
+                sleep(LAST_LOOK).await;
+            }
+        };
+        if timeout(deadline, telling).await.is_err() {
+            let waiting = self.outbox.lock().len();
+            log::error!("redis: the process ends and could not tell what {waiting} counters used");
+            return false;
+        }
+        true
     }
 
     /// One attempt to connect, to tell what waits, and to open the way for requests. `run` does it
