@@ -69,6 +69,13 @@ impl RedisCounts {
         true
     }
 
+    /// Waits for the end of the first probe that `run` makes, whatever came of it. Says whether it
+    /// ended in time.
+    pub async fn tried(&self, most: Duration) -> bool {
+        let mut tried = self.tried.subscribe();
+        timeout(most, tried.wait_for(|tried| *tried)).await.is_ok()
+    }
+
     /// One attempt to connect, to tell what waits, and to open the way for requests. `run` does it
     /// when it is due; at the start one may wait for the first.
     ///
@@ -86,6 +93,10 @@ impl RedisCounts {
         }
         if self.circuit.lock().probed(good, Instant::now()) {
             log::info!("redis: back; counts are shared again");
+        }
+        if !self.tried.send_replace(true) && !good {
+            let last = self.tally.last.lock().clone().unwrap_or_default();
+            log::warn!("redis: cannot be used; limits follow `fail` until it can: {last}");
         }
         result.map(|_| ())
     }
