@@ -137,7 +137,9 @@ impl RedisCounts {
             return;
         };
         let signs = self.outbox.lock().signs(SIGN, Instant::now());
-        let signs: Vec<_> = signs.into_iter().map(Arc::new).collect();
+        // Also if nothing is held: so the next request need not be the one to find Redis gone.
+        let probe = Batch::sign_of_life(&Arc::from(PROBE_ROOT));
+        let signs: Vec<_> = signs.into_iter().chain([probe]).map(Arc::new).collect();
         for some in signs.chunks(PIPELINE) {
             if self.send_all(&link, some).await.is_err() {
                 self.cut(Failure::Away);
