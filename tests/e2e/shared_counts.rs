@@ -26,7 +26,7 @@ const BOUND: Duration = Duration::from_secs(3);
 /// A deadline of reservations that a busy machine keeps.
 const PATIENT: &str = "1s";
 /// For a Redis that still has everything after it was killed.
-const KEEPS: [&str; 2] = ["--appendonly", "yes"];
+const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
 /// Two gateways with state directories of their own before one Redis and one emulator.
 struct Stage {

@@ -118,7 +118,8 @@ impl RedisCounts {
             Ok(Err(error)) => return Err(self.failure(&error)),
             Err(_) => return Err(self.too_slow()),
         }
-        // Before anyone asks, Redis knows what was used while it was away.
+        self.outbox.lock().reconnected(Instant::now());
+        // Before anyone asks, Redis knows what was used while it was away, and what is held.
         self.tell_over(&link, true).await?;
         Ok(link)
     }
