@@ -234,7 +234,7 @@ fn judge(
 
 impl Denied {
     /// Of several limits that refuse, the one that does so the longest is told.
-    fn outlasts(&self, other: &Self) -> bool {
+    pub(super) fn outlasts(&self, other: &Self) -> bool {
         match (self.full, other.full) {
             (_, Full::Always) => false,
             (Full::Always, _) => true,

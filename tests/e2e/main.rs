@@ -40,6 +40,7 @@ mod rotation;
 mod scan;
 mod sdk;
 mod secrets;
+mod shared_counts;
 mod signing_clients;
 mod slow_clients;
 mod sources;

@@ -378,7 +378,7 @@ impl Drop for Gateway {
 }
 
 /// An address nobody listens on, different for each call.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes that run side by side begin at different places.
     let spread = u16::try_from(std::process::id() % 190).unwrap() * 100;
