@@ -33,6 +33,7 @@ fn choice(c: &mut Criterion) {
                 in_flight: (number * 37) % 100,
                 ceiling: Some(500),
                 resting: number % 5 == 4,
+                limited: false,
                 tried: false,
             })
             .collect();

@@ -224,10 +224,18 @@ impl Attempt {
         self.lane.pool.endpoints.get(self.chosen.endpoint)
     }
 
-    /// The account has answered 429.
-    pub fn tell_rate_limited(&self, now: Instant) {
+    /// The account has answered 429, and is not to be asked for this model for so long.
+    pub fn tell_rate_limited(&self, now: Instant, pause: Duration) {
         let (lane, account) = (&self.lane, self.chosen.account);
         lane.rate_limited(account, self.began, now);
+        lane.rest(account, now, pause);
+    }
+
+    /// The account is not to be asked for anything for so long.
+    pub fn rest_account(&self, now: Instant, pause: Duration) {
+        if let Some(account) = self.account_slot() {
+            account.rest.rest(now, pause);
+        }
     }
 
     /// The account has sent its first content.

@@ -95,8 +95,9 @@ fn upstream(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Value {
         .lanes()
         .filter(|lane| lane.pool.settings.id == pool.settings.id)
         .flat_map(|lane| {
-            lane.loads().map(|(account, in_flight, ceiling)| {
-                json!({"account": account.as_str(), "model": lane.model, "in_flight": in_flight, "ceiling": ceiling})
+            let loads = lane.loads().zip(lane.rests(now));
+            loads.map(|((account, in_flight, ceiling), resting)| {
+                json!({"account": account.as_str(), "model": lane.model, "in_flight": in_flight, "ceiling": ceiling, "resting": resting})
             })
         })
         .collect();

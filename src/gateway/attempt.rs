@@ -30,7 +30,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 impl Gateway {
     /// Holds an account and an endpoint and names the address to connect to; waits for them if it
-    /// must.
+    /// must, in the line of the first variant that lets it.
     pub(super) async fn choose(
         &self,
         session: &mut Session,
@@ -40,6 +40,7 @@ impl Gateway {
             .routed()
             .map(|routed| routed.lanes.clone())
             .unwrap_or_default();
+        let mut turned_away = None;
         loop {
             let now = Instant::now();
             if let Some(peer) = seek(ctx, &lanes, now) {
@@ -48,7 +49,8 @@ impl Gateway {
             }
             let Some(lane) = lanes.get(ctx.attempts.lane) else {
                 // A failure of an earlier attempt says more than "nothing is left".
-                ctx.refusal.get_or_insert_with(unreachable);
+                let no = turned_away.map_or_else(unreachable, at_ceiling);
+                ctx.refusal.get_or_insert(no);
                 return Err(refused(ctx));
             };
             match self.wait_for_place(session, ctx, lane).await? {
@@ -57,14 +59,9 @@ impl Gateway {
                         return Ok(peer);
                     }
                 }
-                Err(NotServed::Exhausted) => ctx.attempts.next_lane(),
-                Err(
-                    why @ (NotServed::QueueFull { wait }
-                    | NotServed::TooLong { wait }
-                    | NotServed::Late { wait }),
-                ) => {
-                    ctx.refusal.get_or_insert_with(|| at_ceiling(why, wait));
-                    return Err(refused(ctx));
+                Err(why) => {
+                    turned_away = sooner(turned_away, why);
+                    ctx.attempts.next_lane();
                 }
             }
         }
@@ -209,7 +206,7 @@ fn seek(ctx: &mut Context, lanes: &[Arc<Lane>], now: Instant) -> Option<Box<Http
     let mut full = None;
     while let Some(lane) = lanes.get(ctx.attempts.lane) {
         let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
-        if !lane.pool.is_ready(now) && later.iter().any(|lane| lane.pool.is_ready(now)) {
+        if !lane.is_ready(now) && later.iter().any(|lane| lane.is_ready(now)) {
             ctx.attempts.next_lane();
             continue;
         }
@@ -259,7 +256,15 @@ fn begin(
     Some(Box::new(peer))
 }
 
-fn at_ceiling(why: NotServed, wait: Duration) -> Refusal {
+/// Of those who turned a request away, the one that would have served it first.
+fn sooner(before: Option<NotServed>, after: NotServed) -> Option<NotServed> {
+    let both = before.into_iter().chain([after]);
+    let full = both.filter(|why| why.wait().is_some());
+    full.min_by_key(|why| why.wait())
+}
+
+fn at_ceiling(why: NotServed) -> Refusal {
+    let wait = why.wait().unwrap_or_default();
     Refusal::new(
         Code::Overloaded,
         "All upstream accounts are busy; try again in a moment.",
@@ -277,5 +282,23 @@ fn method(surface: &Surface) -> Method {
         | Surface::Models { .. }
         | Surface::Balance => Method::GET,
         _ => Method::POST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_told_to_come_back_when_the_soonest_of_all_lines_may_have_room() {
+        let [short, long] = [3, 9].map(Duration::from_secs);
+        let full = NotServed::QueueFull { wait: long };
+        let late = NotServed::Late { wait: short };
+        assert_eq!(sooner(None, NotServed::Exhausted), None);
+        assert_eq!(sooner(None, full), Some(full));
+        assert_eq!(sooner(Some(full), NotServed::Exhausted), Some(full));
+        assert_eq!(sooner(Some(full), late), Some(late));
+        assert_eq!(sooner(Some(late), full), Some(late));
+        assert_eq!(at_ceiling(late).retry_after_seconds(), Some(3));
     }
 }

@@ -13,7 +13,7 @@ use crate::context::{Attempt, Context, Outbound};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
-use crate::upstream::account::pause_after;
+use crate::upstream::account::{Pause, pause_after};
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
 use crate::upstream::probe;
@@ -57,12 +57,10 @@ impl Gateway {
             (pause_after(status, retry_after), &ctx.attempts.current)
         {
             let now = Instant::now();
-            if status == 429 {
-                attempt.tell_rate_limited(now);
+            match pause {
+                Pause::Account(pause) => attempt.rest_account(now, pause),
+                Pause::Model(pause) => attempt.tell_rate_limited(now, pause),
             }
-            attempt
-                .account_slot()
-                .inspect(|account| account.rest.rest(now, pause));
         }
         if is_empty(head) && answers_in_json(ctx) {
             return Err(self.empty_answer(ctx, status, retry_after));
@@ -202,8 +200,10 @@ impl Gateway {
                 accounts: attempt.lane.width(),
                 endpoints: pool.endpoints.len(),
                 addresses,
+                queue: attempt.lane.is_queued_for(),
             };
-            retry::set_aside(&mut ctx.attempts.tried, avoid, &attempt.chosen, choice);
+            let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
+            retry::set_aside(&mut ctx.attempts.tried, avoid, account, endpoint, choice);
         }
         if failure.blames_endpoint()
             && let Some(attempt) = &ctx.attempts.current

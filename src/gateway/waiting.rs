@@ -1,13 +1,15 @@
 //! While a request stands in line for a place: is its client still there, and must it hear something?
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Version;
+use jiff::Timestamp;
 use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
-use tokio::time::sleep_until;
+use tokio::time::{sleep_until, timeout};
 
 use super::Gateway;
 use crate::config::settings::{Priority, TenantId};
@@ -16,6 +18,8 @@ use crate::request::forward;
 use crate::upstream::pool::{Chosen, Lane};
 use crate::upstream::queue::{NotServed, Waiter, Waiting};
 
+/// How long a place is held for a client that must first take what was being said to it.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Says in a stream that it is alive; no parser of events shows it to anybody.
 const COMMENT: &[u8] = b": waiting\n\n";
 
@@ -87,8 +91,42 @@ async fn stand_in_line(
             }
             () = silence => {}
         }
-        say_waiting(session, ctx).await?;
+        if let Some(served) = meanwhile(say_waiting(session, ctx), &mut waiting).await? {
+            return Ok(served);
+        }
         due = interval.map(|interval| Instant::now() + interval);
+    }
+}
+
+/// Says something to the client while it waits; what became of the waiting, if it ended meanwhile.
+///
+/// Half a comment would spoil the stream, so what was begun is ended first. A place is held for
+/// that a moment only: others want it.
+///
+/// # Errors
+/// If the client cannot be written to, or does not read while its place waits for it.
+async fn meanwhile<T, W>(
+    saying: impl Future<Output = Result<()>>,
+    waiting: &mut W,
+) -> Result<Option<Result<T, NotServed>>>
+where
+    W: Future<Output = Result<T, NotServed>> + Unpin,
+{
+    let mut saying = pin!(saying);
+    let served = tokio::select! {
+        biased;
+        said = &mut saying => return said.map(|()| None),
+        served = waiting => served,
+    };
+    match served {
+        Ok(place) => match timeout(LAST_WORD, saying).await {
+            Ok(said) => said.map(|()| Some(Ok(place))),
+            Err(_) => Error::e_explain(
+                ErrorType::WriteTimedout,
+                "a place has come, and the client does not read",
+            ),
+        },
+        Err(no) => saying.await.map(|()| Some(Err(no))),
     }
 }
 
@@ -106,10 +144,73 @@ fn keep_alive(ctx: &Context) -> Option<Duration> {
 /// A comment, and before the first one the head of the answer that is to come.
 async fn say_waiting(session: &mut Session, ctx: &mut Context) -> Result<()> {
     if !ctx.answer.opened {
-        let head = forward::stream_head(ctx.family, &ctx.request_id)?;
+        let mut head = forward::stream_head(ctx.family, &ctx.request_id)?;
+        if let Some(admitted) = &ctx.admitted {
+            admitted
+                .shown
+                .put(&mut head, ctx.family, Timestamp::now())?;
+        }
         ctx.answer.opened = true;
         session.write_response_header(Box::new(head), false).await?;
     }
     let comment = Bytes::from_static(COMMENT);
     session.write_response_body(Some(comment), false).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    type Served = Result<oneshot::Sender<()>, NotServed>;
+
+    /// A place that is free when it is dropped.
+    fn place() -> (Served, oneshot::Receiver<()>) {
+        let (held, free) = oneshot::channel();
+        (Ok(held), free)
+    }
+
+    #[tokio::test]
+    async fn who_is_told_something_goes_on_waiting() {
+        let mut waiting = pending::<Served>();
+        let told = meanwhile(ready(Ok(())), &mut waiting).await;
+        assert!(told.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_place_that_comes_while_something_is_said_is_kept_until_it_is_said() {
+        let (served, mut free) = place();
+        let (say, said) = oneshot::channel();
+        let saying = async { said.await.unwrap() };
+        let mut waiting = ready(served);
+        let mut both = pin!(meanwhile(saying, &mut waiting));
+        assert!(futures_util::poll!(&mut both).is_pending());
+        say.send(Ok(())).unwrap();
+        let place = both.await.unwrap().unwrap();
+        assert!(place.is_ok() && free.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+    }
+
+    #[tokio::test]
+    async fn a_place_is_not_held_for_a_client_that_does_not_read() {
+        let (served, free) = place();
+        let began = Instant::now();
+        let end = meanwhile(pending(), &mut ready(served)).await;
+        assert_eq!(*end.unwrap_err().etype(), ErrorType::WriteTimedout);
+        assert!(free.await.is_err() && began.elapsed() < LAST_WORD * 5);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_after_what_was_being_said() {
+        let no = NotServed::Exhausted;
+        let (say, said) = oneshot::channel();
+        let saying = async { said.await.unwrap() };
+        let mut waiting = ready(Served::Err(no));
+        let mut both = pin!(meanwhile(saying, &mut waiting));
+        assert!(futures_util::poll!(&mut both).is_pending());
+        say.send(Ok(())).unwrap();
+        assert_eq!(both.await.unwrap().unwrap().unwrap_err(), no);
+    }
 }

@@ -1,5 +1,5 @@
-//! An account's running state: how many requests it holds per model and may hold, and whether it is
-//! resting.
+//! An account's running state: how many requests it holds per model and may hold, and whether it, or
+//! one model of it, is resting.
 //!
 //! DeepSeek limits *concurrent requests per account and model*, counted from sending until the
 //! answer is complete (rate_limit page), so that is what is counted here. The state outlives
@@ -19,17 +19,20 @@ pub struct Places {
     /// [`NO_CEILING`] for none.
     configured: AtomicU32,
     pub governor: Governor,
+    /// After a 429: the account's other models are not concerned.
+    pub rest: Rest,
 }
 
 const NO_CEILING: u32 = u32::MAX;
 
 impl Places {
-    /// `None` for no ceiling.
-    pub fn new(ceiling: Option<u32>) -> Self {
+    /// `None` for no ceiling. Rests are measured from `now`.
+    pub fn new(ceiling: Option<u32>, now: Instant) -> Self {
         Self {
             in_flight: AtomicU32::new(0),
             configured: AtomicU32::new(ceiling.unwrap_or(NO_CEILING)),
             governor: Governor::default(),
+            rest: Rest::new(now),
         }
     }
 
@@ -83,7 +86,7 @@ impl Drop for AccountLease {
     }
 }
 
-/// Whether an account should be left alone for a while.
+/// Whether an account, or one model of it, should be left alone for a while.
 #[derive(Debug)]
 pub struct Rest {
     epoch: Instant,
@@ -109,23 +112,38 @@ impl Rest {
         self.until.load(Ordering::Acquire) > self.millis(now)
     }
 
+    /// How long it still rests; zero if it does not.
+    pub fn left(&self, now: Instant) -> Duration {
+        let until = self.until.load(Ordering::Acquire);
+        Duration::from_millis(until.saturating_sub(self.millis(now)))
+    }
+
     fn millis(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// How long an account rests after an answer with `status` that speaks of the account.
+/// What rests, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// All that the account is asked for.
+    Account(Duration),
+    /// The model that was asked for: that is what the provider limits.
+    Model(Duration),
+}
+
+/// What rests after an answer with `status` that speaks of the account.
 ///
-/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent). None for
-/// any other status: those speak of the endpoint or of the request.
-pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
+/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, 1 s to
+/// 60 s). None for any other status: those speak of the endpoint or of the request.
+pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Pause> {
     match status {
-        429 => Some(
-            retry_after
-                .unwrap_or(Duration::from_secs(1))
-                .min(Duration::from_secs(60)),
-        ),
-        401..=403 => Some(Duration::from_secs(30)),
+        429 => {
+            let told = retry_after.unwrap_or_default();
+            let pause = told.clamp(Duration::from_secs(1), Duration::from_secs(60));
+            Some(Pause::Model(pause))
+        }
+        401..=403 => Some(Pause::Account(Duration::from_secs(30))),
         _ => None,
     }
 }
@@ -136,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_ceiling_is_never_passed_and_a_drop_gives_the_place_back() {
-        let in_flight = Arc::new(Places::new(Some(2)));
+        let in_flight = Arc::new(Places::new(Some(2), Instant::now()));
         let first = in_flight.acquire().unwrap();
         let _second = in_flight.acquire().unwrap();
         assert!(in_flight.acquire().is_none());
@@ -147,7 +165,7 @@ mod tests {
 
     #[test]
     fn many_threads_cannot_take_one_place_too_many() {
-        let in_flight = Arc::new(Places::new(Some(3)));
+        let in_flight = Arc::new(Places::new(Some(3), Instant::now()));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -170,15 +188,22 @@ mod tests {
         rest.rest(start, Duration::from_secs(1));
         assert!(rest.is_resting(start + Duration::from_secs(4)));
         assert!(!rest.is_resting(start + Duration::from_secs(5)));
+        let left = |after| rest.left(start + Duration::from_secs(after));
+        assert_eq!([left(1), left(9)], [Duration::from_secs(4), Duration::ZERO]);
     }
 
     #[test]
-    fn only_answers_about_the_account_make_it_rest() {
-        assert_eq!(
-            pause_after(429, Some(Duration::from_secs(3600))),
-            Some(Duration::from_secs(60))
-        );
-        assert!(pause_after(402, None).is_some());
+    fn a_429_rests_the_model_and_what_speaks_of_the_account_the_whole_of_it() {
+        for (told, rests) in [(None, 1), (Some(0), 1), (Some(7), 7), (Some(3600), 60)] {
+            assert_eq!(
+                pause_after(429, told.map(Duration::from_secs)),
+                Some(Pause::Model(Duration::from_secs(rests)))
+            );
+        }
+        for status in 401..=403 {
+            let pause = pause_after(status, Some(Duration::from_secs(1)));
+            assert_eq!(pause, Some(Pause::Account(Duration::from_secs(30))));
+        }
         assert!(pause_after(500, None).is_none());
         assert!(pause_after(400, None).is_none());
     }

@@ -9,7 +9,10 @@
 pub struct AccountView {
     pub in_flight: u32,
     pub ceiling: Option<u32>,
+    /// As a whole.
     pub resting: bool,
+    /// It has said that it takes no more for this model for a while.
+    pub limited: bool,
     /// Already tried in this request.
     pub tried: bool,
 }
@@ -42,7 +45,8 @@ pub enum NoneLeft {
 pub enum Patience {
     /// There is no waiting: a resting account is better than none.
     None,
-    /// The request can wait for an account that is awake, if there is one.
+    /// The request can wait for an account that is awake, if there is one, and for one that is at
+    /// its limit until it is asked again.
     Some,
 }
 
@@ -56,11 +60,13 @@ pub fn account(
     patience: Patience,
     turn: usize,
 ) -> Result<usize, NoneLeft> {
+    let waited_for = |view: &AccountView| view.limited && patience == Patience::Some;
     let open = |view: &AccountView| {
-        !view.tried && view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling)
+        let below = view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling);
+        !view.tried && below && !waited_for(view)
     };
     let awake = least(accounts, turn, |view| {
-        (open(view) && !view.resting).then(|| account_load(view))
+        (open(view) && !view.resting && !view.limited).then(|| account_load(view))
     });
     if let Some(awake) = awake {
         return Ok(awake);
@@ -138,6 +144,7 @@ mod tests {
             in_flight,
             ceiling,
             resting: false,
+            limited: false,
             tried: false,
         }
     }
@@ -220,6 +227,28 @@ mod tests {
             ..full
         };
         assert_eq!(account(&[resting, tried], Patience::Some, 0), Ok(0));
+    }
+
+    #[test]
+    fn whoever_can_wait_waits_for_an_account_at_its_limit_to_have_rested() {
+        let limited = AccountView {
+            limited: true,
+            ..acc(0, None)
+        };
+        let resting = AccountView {
+            resting: true,
+            ..acc(0, None)
+        };
+        assert_eq!(account(&[limited, acc(9, None)], Patience::Some, 0), Ok(1));
+        assert_eq!(account(&[limited], Patience::None, 0), Ok(0));
+        for others in [vec![limited], vec![limited, resting]] {
+            assert_eq!(account(&others, Patience::Some, 0), Err(NoneLeft::Full));
+        }
+        let tried = AccountView {
+            tried: true,
+            ..limited
+        };
+        assert_eq!(account(&[tried], Patience::Some, 0), Err(NoneLeft::Tried));
     }
 
     #[test]

@@ -9,6 +9,10 @@
 //! Between classes: the highest first, but none is passed over more than [`PATIENCE`] times while a
 //! request of its waits; then it is its turn. With two classes that makes at least every eighth
 //! grant the lower one's, with three at least every ninth.
+//!
+//! The line's length is for its owner to bound. Where it is full, [`FairQueue::gives_way`] says who
+//! leaves for a newcomer, so that nobody can fill it alone: of the requests that wait, each tenant
+//! has a share by its weight, and at least one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -37,6 +41,16 @@ pub struct Ticket<K> {
     tenant: K,
     priority: Priority,
     arrival: u64,
+}
+
+impl<K> Ticket<K> {
+    pub fn tenant(&self) -> &K {
+        &self.tenant
+    }
+
+    pub fn priority(&self) -> Priority {
+        self.priority
+    }
 }
 
 /// What is to become of a request that was looked at.
@@ -183,6 +197,36 @@ impl<K: Clone + Eq + Hash + Ord, T> FairQueue<K, T> {
         own + higher + lower.min((own + higher) / patience)
     }
 
+    /// Who leaves for a newcomer where there is no room for one more: the newest request of a tenant
+    /// that has more than its share waiting; of several the one in the lowest class, then the one
+    /// with the most relative to its weight. `None` if the newcomer's tenant has its share already,
+    /// or nobody has more. Whoever left would not be let in again in the same way. `weight` is 1 to
+    /// 1000. Looks at every tenant that waits.
+    pub fn gives_way(&self, tenant: &K, weight: u32, priority: Priority) -> Option<Ticket<K>> {
+        let own = self.classes.get(index(priority));
+        let own = own.and_then(|class| class.flows.get(tenant));
+        let has = own.map_or(0, |flow| flow.waiting.len());
+        // While it waits already, it is counted among the others.
+        let joining = if has == 0 { u64::from(weight) } else { 0 };
+        let crowd = Crowd {
+            waiting: number(self.len()),
+            weights: self.classes.iter().map(Class::weights).sum::<u64>() + joining,
+        };
+        if crowd.is_above_share(has + 1, weight) {
+            return None;
+        }
+        let classes = [Priority::Low, Priority::Normal, Priority::High];
+        classes.into_iter().find_map(|priority| {
+            let class = self.classes.get(index(priority))?;
+            let (tenant, arrival) = class.longest(crowd)?;
+            Some(Ticket {
+                tenant: tenant.clone(),
+                priority,
+                arrival,
+            })
+        })
+    }
+
     fn class(&mut self, priority: Priority) -> &mut Class<K, T> {
         let [high, normal, low] = &mut self.classes;
         match priority {
@@ -268,6 +312,25 @@ impl<K: Clone + Eq + Hash + Ord, T> Class<K, T> {
         }
     }
 
+    /// Of those that wait.
+    fn weights(&self) -> u64 {
+        let newest = self.flows.values().filter_map(Flow::newest);
+        newest.map(|(_, weight)| u64::from(weight)).sum()
+    }
+
+    /// The tenant that is furthest above its share, and its newest request.
+    fn longest(&self, crowd: Crowd) -> Option<(&K, u64)> {
+        let above = self.flows.iter().filter_map(|(tenant, flow)| {
+            let (arrival, weight) = flow.newest()?;
+            let length = number(flow.waiting.len()).saturating_mul(cost(weight));
+            let above = crowd.is_above_share(flow.waiting.len(), weight);
+            above.then_some((length, arrival, tenant))
+        });
+        above
+            .max_by_key(|(length, arrival, _)| (*length, *arrival))
+            .map(|(_, arrival, tenant)| (tenant, arrival))
+    }
+
     fn ahead_of(&self, tenant: &K) -> usize {
         let own = self.flows.get(tenant);
         let before = own.map_or(0, |flow| flow.waiting.len());
@@ -288,6 +351,34 @@ impl<K: Clone + Eq + Hash + Ord, T> Class<K, T> {
         });
         before + first.sum::<usize>()
     }
+}
+
+impl<T> Flow<T> {
+    /// Its last request, and the weight that it has by it.
+    fn newest(&self) -> Option<(u64, u32)> {
+        let (arrival, waiting) = self.waiting.last_key_value()?;
+        Some((*arrival, waiting.weight))
+    }
+}
+
+/// All that wait, by which shares are measured.
+#[derive(Debug, Clone, Copy)]
+struct Crowd {
+    waiting: u64,
+    /// The sum, each tenant once.
+    weights: u64,
+}
+
+impl Crowd {
+    /// Are so many more than a tenant's share? One is not.
+    fn is_above_share(self, count: usize, weight: u32) -> bool {
+        let needed = u128::from(number(count)) * u128::from(self.weights);
+        count > 1 && needed > u128::from(self.waiting) * u128::from(weight)
+    }
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn index(priority: Priority) -> usize {

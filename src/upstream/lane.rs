@@ -89,9 +89,9 @@ impl Lane {
     /// The same without regard to those who wait.
     pub(super) fn take(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-        let patience = match self.max_length {
-            0 => Patience::None,
-            _ => Patience::Some,
+        let patience = match self.is_queued_for() {
+            false => Patience::None,
+            true => Patience::Some,
         };
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
@@ -124,6 +124,43 @@ impl Lane {
         Err(NoChoice::Full)
     }
 
+    /// Is there an endpoint that is in, and an account that is awake?
+    pub fn is_ready(&self, now: Instant) -> bool {
+        self.pool.is_reachable(now) && self.awake(now).next().is_some()
+    }
+
+    /// May a request wait for a place?
+    pub fn is_queued_for(&self) -> bool {
+        self.max_length > 0
+    }
+
+    /// How long it is until an account that is left to try has rested, if there is one that is
+    /// waited for.
+    pub(super) fn rested_in(&self, tried: &Tried, now: Instant) -> Duration {
+        let accounts = self.pool.accounts.iter().zip(&self.places).enumerate();
+        let left = || {
+            let left = accounts.clone();
+            left.filter(|(index, _)| !tried.accounts.contains(index))
+        };
+        if !left().any(|(_, (_, place))| place.rest.is_resting(now)) {
+            return Duration::ZERO;
+        }
+        let rests = left().map(|(_, (account, place))| {
+            let whole = account.rest.left(now);
+            whole.max(place.rest.left(now))
+        });
+        rests.min().unwrap_or_default()
+    }
+
+    /// The places of accounts that rest neither as a whole nor for this model.
+    fn awake(&self, now: Instant) -> impl Iterator<Item = &Arc<Places>> {
+        let accounts = self.pool.accounts.iter().zip(&self.places);
+        let awake = accounts.filter(move |(account, place)| {
+            !account.rest.is_resting(now) && !place.rest.is_resting(now)
+        });
+        awake.map(|(_, place)| place)
+    }
+
     /// How many accounts it can choose from.
     pub fn width(&self) -> usize {
         self.places.len()
@@ -133,6 +170,13 @@ impl Lane {
     pub fn loads(&self) -> impl Iterator<Item = (&AccountId, u32, Option<u32>)> {
         let accounts = self.pool.accounts.iter().zip(&self.places);
         accounts.map(|(account, place)| (&account.id, place.get(), place.ceiling()))
+    }
+
+    /// Whether each account rests for this model after a 429, for status.
+    pub fn rests(&self, now: Instant) -> impl Iterator<Item = bool> {
+        self.places
+            .iter()
+            .map(move |place| place.rest.is_resting(now))
     }
 
     /// What was learned of each account, for metrics.
@@ -147,6 +191,13 @@ impl Lane {
             };
             (&account.id, governed)
         })
+    }
+
+    /// The account rests for this model.
+    pub fn rest(&self, account: usize, now: Instant, pause: Duration) {
+        if let Some(place) = self.places.get(account) {
+            place.rest.rest(now, pause);
+        }
     }
 
     /// The account answered 429 to a request that was sent at `sent`. True if its ceiling came down.
@@ -195,12 +246,10 @@ impl Lane {
 
     /// How many requests can be served at one time; at least 1.
     pub(super) fn breadth(&self, now: Instant) -> u32 {
-        let accounts = || self.pool.accounts.iter().zip(&self.places);
-        let awake = accounts().filter(|(account, _)| !account.rest.is_resting(now));
-        let ceilings = awake.map(|(_, place)| place.ceiling());
+        let ceilings = self.awake(now).map(|place| place.ceiling());
         let limits = self.pool.endpoints.iter().map(|slot| slot.state.limit());
         // Nothing counted: as many as there are.
-        let under_way = || accounts().map(|(_, place)| place.get()).sum();
+        let under_way = || self.places.iter().map(|place| place.get()).sum();
         let sums = [sum(ceilings), sum(limits)];
         let breadth = sums.into_iter().flatten().min();
         breadth.unwrap_or_else(under_way).max(1)
@@ -213,6 +262,7 @@ impl Lane {
                 in_flight: place.get(),
                 ceiling: place.ceiling(),
                 resting: account.rest.is_resting(now),
+                limited: place.rest.is_resting(now),
                 tried: tried.accounts.contains(&index),
             })
             .collect()

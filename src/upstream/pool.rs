@@ -69,11 +69,17 @@ impl Registry {
     }
 
     /// `ceiling` is the configured one, for places that nobody has asked for before.
-    fn places(&self, account: &AccountKey, model: &str, ceiling: Option<u32>) -> Arc<Places> {
+    fn places(
+        &self,
+        account: &AccountKey,
+        model: &str,
+        ceiling: Option<u32>,
+        now: Instant,
+    ) -> Arc<Places> {
         self.places
             .lock()
             .entry((account.clone(), model.to_owned()))
-            .or_insert_with(|| Arc::new(Places::new(ceiling)))
+            .or_insert_with(|| Arc::new(Places::new(ceiling, now)))
             .clone()
     }
 
@@ -121,6 +127,8 @@ pub struct Pool {
     pub accounts: Vec<AccountSlot>,
     pub endpoints: Vec<EndpointSlot>,
     pub(super) turn: AtomicUsize,
+    /// Rests of its places are measured from here.
+    since: Instant,
 }
 
 pub struct AccountSlot {
@@ -233,6 +241,7 @@ impl Pool {
             accounts,
             endpoints,
             turn: AtomicUsize::new(0),
+            since: now,
         }))
     }
 
@@ -241,7 +250,7 @@ impl Pool {
         let places = self.settings.accounts.iter().map(|account| {
             let key = (self.settings.id.clone(), account.id.clone());
             let ceiling = account.max_concurrent.get(model).copied();
-            registry.places(&key, model, ceiling)
+            registry.places(&key, model, ceiling, self.since)
         });
         Lane {
             pool: self.clone(),
@@ -273,17 +282,13 @@ impl Pool {
         self.settings.health.is_some()
     }
 
-    /// Is there an endpoint that is in, and an account that is awake?
-    pub fn is_ready(&self, now: Instant) -> bool {
+    /// Is there an endpoint that is in?
+    pub(super) fn is_reachable(&self, now: Instant) -> bool {
         let watched = self.is_watched();
         let endpoint = |slot: &EndpointSlot| {
             slot.state.address_count() > 0 && slot.state.is_healthy(now, watched)
         };
         self.endpoints.iter().any(endpoint)
-            && self
-                .accounts
-                .iter()
-                .any(|account| !account.rest.is_resting(now))
     }
 }
 

@@ -4,6 +4,9 @@
 //! Whoever gives a place back hands it on ([`Release`]), so no task runs for a line, and a newcomer
 //! cannot be quicker than those who wait. A place that was handed to somebody who has just left is
 //! handed on again. The line belongs to the running state: it stays where it is over a reload.
+//!
+//! The line's length is shared: when it is full, whoever has less than its share of it still gets
+//! in, for the newest of somebody who has more.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,7 +40,7 @@ pub struct Waiter {
 /// to, as far as can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotServed {
-    /// As many wait as may.
+    /// As many wait as may; also of one that waited, and gave way to a tenant that had less.
     QueueFull { wait: Duration },
     /// It would take longer than there is time.
     TooLong { wait: Duration },
@@ -55,6 +58,14 @@ impl NotServed {
             Self::TooLong { .. } => "too_long",
             Self::Late { .. } => "late",
             Self::Exhausted => "exhausted",
+        }
+    }
+
+    /// How long another one would have to wait; `None` if it is not a matter of time.
+    pub fn wait(self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { wait } | Self::TooLong { wait } | Self::Late { wait } => Some(wait),
+            Self::Exhausted => None,
         }
     }
 }
@@ -132,6 +143,14 @@ struct Entry {
     lane: Arc<Lane>,
     tried: Tried,
     grant: oneshot::Sender<Grant>,
+}
+
+/// Where a newcomer could stand.
+enum Room {
+    Free,
+    /// In the place of one who waits.
+    Of(Ticket<TenantId>),
+    None,
 }
 
 impl Line {
@@ -212,6 +231,22 @@ impl Line {
             self.pump();
         }
         ahead
+    }
+
+    /// Refuses somebody who waits, for a newcomer.
+    fn make_way(
+        &self,
+        places: &mut FairQueue<TenantId, Entry>,
+        ticket: &Ticket<TenantId>,
+        now: Instant,
+    ) {
+        let Some(entry) = places.remove(ticket) else {
+            return;
+        };
+        let ahead = places.ahead(ticket.tenant(), ticket.priority());
+        let wait = self.wait(ahead, entry.lane.breadth(now));
+        // If it has just left, all the better.
+        let _ = entry.grant.send(Err(NotServed::QueueFull { wait }));
     }
 
     /// A place of this line, or one shared with the others of its upstream, came free.
@@ -373,12 +408,14 @@ impl Lane {
             let mut places = line.places.lock();
             let ahead = places.ahead(&who.tenant, who.priority);
             let wait = line.wait(ahead, self.breadth(now));
-            let refused = if places.len() >= self.max_length {
-                Some(NotServed::QueueFull { wait })
-            } else if wait > deadline.saturating_duration_since(now) {
-                Some(NotServed::TooLong { wait })
-            } else {
-                None
+            let wait = wait.max(self.rested_in(tried, now));
+            let room = self.room(&places, &who);
+            let refused = match room {
+                Room::None => Some(NotServed::QueueFull { wait }),
+                _ if wait > deadline.saturating_duration_since(now) => {
+                    Some(NotServed::TooLong { wait })
+                }
+                _ => None,
             };
             if let Some(refused) = refused {
                 line.count(refused);
@@ -386,14 +423,17 @@ impl Lane {
                 line.pump();
                 return Err(refused);
             }
+            // Who leaves and who comes are as many as before.
+            match room {
+                Room::Of(ticket) => line.make_way(&mut places, &ticket, now),
+                _ => line.one_more(),
+            }
             let entry = Entry {
                 lane: self.clone(),
                 tried: tried.clone(),
                 grant,
             };
-            let ticket = places.push(who.tenant.clone(), who.weight, who.priority, entry);
-            line.one_more();
-            ticket
+            places.push(who.tenant.clone(), who.weight, who.priority, entry)
         };
         fence(Ordering::SeqCst);
         line.pump();
@@ -405,6 +445,18 @@ impl Lane {
             time: Box::pin(tokio::time::sleep_until(deadline.into())),
             over: false,
         })
+    }
+
+    fn room(&self, places: &FairQueue<TenantId, Entry>, who: &Waiter) -> Room {
+        if places.len() < self.max_length {
+            return Room::Free;
+        }
+        // Without a queue, those of an earlier configuration wait until they are served.
+        let ticket = self
+            .is_queued_for()
+            .then(|| places.gives_way(&who.tenant, who.weight, who.priority))
+            .flatten();
+        ticket.map_or(Room::None, Room::Of)
     }
 
     /// Brings ceilings up to date and serves those who wait, should anything have come free that

@@ -4,7 +4,7 @@
 //! DeepSeek's error_codes page. A request the upstream calls bad (400, 404, 413, 415, 422) is bad
 //! everywhere and is never repeated.
 
-use super::pool::{Chosen, Tried};
+use super::pool::Tried;
 
 /// What went wrong with an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,8 @@ impl Failure {
 pub enum Avoid {
     Endpoint,
     Account,
+    /// The account until it has rested.
+    Limited,
     /// Whichever there is another one of.
     Either,
     /// Nothing: the same account and endpoint are fine.
@@ -61,7 +63,8 @@ pub fn next(failure: Failure) -> Option<Avoid> {
     match failure {
         Failure::Connect => Some(Avoid::Endpoint),
         Failure::StaleConnection => Some(Avoid::Nothing),
-        Failure::Status(401..=403 | 429) => Some(Avoid::Account),
+        Failure::Status(401..=403) => Some(Avoid::Account),
+        Failure::Status(429) => Some(Avoid::Limited),
         Failure::Reset | Failure::Status(500..=599) => Some(Avoid::Either),
         Failure::Timeout | Failure::Garbage | Failure::Status(_) => None,
     }
@@ -74,20 +77,22 @@ pub struct Choice {
     pub endpoints: usize,
     /// Addresses of the endpoint that was used.
     pub addresses: usize,
+    /// Accounts at their limit can be waited for.
+    pub queue: bool,
 }
 
 /// Notes what the next attempt must leave out.
-pub fn set_aside(tried: &mut Tried, avoid: Avoid, chosen: &Chosen, choice: Choice) {
+pub fn set_aside(tried: &mut Tried, avoid: Avoid, account: usize, endpoint: usize, choice: Choice) {
     match avoid {
         Avoid::Nothing => {}
-        Avoid::Account => tried.accounts.push(chosen.account),
+        // It rests, and is asked again after that if no other has taken the request.
+        Avoid::Limited if choice.queue => {}
+        Avoid::Account | Avoid::Limited => tried.accounts.push(account),
         // A name with several addresses is several places; the next attempt takes the next one.
         Avoid::Endpoint if choice.endpoints == 1 && choice.addresses > 1 => {}
-        Avoid::Endpoint => tried.endpoints.push(chosen.endpoint),
-        Avoid::Either if choice.accounts > tried.accounts.len() + 1 => {
-            tried.accounts.push(chosen.account)
-        }
-        Avoid::Either => tried.endpoints.push(chosen.endpoint),
+        Avoid::Endpoint => tried.endpoints.push(endpoint),
+        Avoid::Either if choice.accounts > tried.accounts.len() + 1 => tried.accounts.push(account),
+        Avoid::Either => tried.endpoints.push(endpoint),
     }
 }
 
@@ -105,10 +110,27 @@ mod tests {
     #[test]
     fn each_failure_avoids_what_caused_it() {
         assert_eq!(next(Failure::Connect), Some(Avoid::Endpoint));
-        assert_eq!(next(Failure::Status(429)), Some(Avoid::Account));
+        assert_eq!(next(Failure::Status(429)), Some(Avoid::Limited));
         assert_eq!(next(Failure::Status(402)), Some(Avoid::Account));
         assert_eq!(next(Failure::Status(503)), Some(Avoid::Either));
         assert_eq!(next(Failure::StaleConnection), Some(Avoid::Nothing));
         assert_eq!(next(Failure::Timeout), None);
+    }
+
+    #[test]
+    fn an_account_at_its_limit_is_left_out_only_if_it_cannot_be_waited_for() {
+        for (queue, left_out) in [(true, 0), (false, 1)] {
+            let choice = Choice {
+                accounts: 1,
+                endpoints: 1,
+                addresses: 1,
+                queue,
+            };
+            let mut tried = Tried::default();
+            set_aside(&mut tried, Avoid::Limited, 0, 0, choice);
+            assert_eq!(tried.accounts.len(), left_out);
+            set_aside(&mut tried, Avoid::Account, 0, 0, choice);
+            assert_eq!(tried.accounts.len(), left_out + 1);
+        }
     }
 }

@@ -206,7 +206,10 @@ fn an_account_in_trouble_is_passed_over_by_the_status_in_its_code() {
 
 #[test]
 fn an_error_in_an_envelope_is_told_by_its_status_and_message() {
-    let (emulator, gateway) = pair(1);
+    let emulator = emulator(1);
+    // With a queue, an account at its limit would be waited for.
+    let config = enveloped(Config::for_emulator(&emulator)).set("/queue/max_length", json!(0));
+    let gateway = Gateway::start(config);
     for (status, told, code) in [
         (400, 400, "invalid_request"),
         (404, 404, "not_found"),

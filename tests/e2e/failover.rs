@@ -87,6 +87,36 @@ fn a_tenant_does_not_notice_that_an_account_is_in_trouble() {
 }
 
 #[test]
+fn an_account_at_its_limit_for_one_model_still_serves_the_others() {
+    let (emulator, gateway) = two_accounts();
+    let path = "/v1/chat/completions";
+    let faults = "[[fault:status=429,retry_after=60,times=1]]";
+    let pro = |text: &str| with(chat(text), "model", json!("deepseek-v4-pro"));
+    assert_eq!(gateway.post(path, &pro(faults)).status, 200);
+    let calls = emulator.calls();
+    let limited = calls[0]["account"].clone();
+    assert_ne!(calls[1]["account"], limited);
+    for _ in 0..4 {
+        assert_eq!(gateway.post(path, &chat("hello")).status, 200);
+        assert_eq!(gateway.post(path, &pro("hello")).status, 200);
+    }
+    let calls = emulator.calls().split_off(2);
+    let at_limited = calls.iter().filter(|call| call["account"] == limited);
+    let models: Vec<_> = at_limited.map(|call| call["model"].clone()).collect();
+    assert!(!models.is_empty(), "it rests as a whole");
+    assert!(models.iter().all(|model| model == "deepseek-flash"));
+    let status = gateway.status();
+    let resting: Vec<_> = status["upstreams"][0]["in_flight"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|lane| lane["resting"] == true)
+        .map(|lane| (&lane["account"], &lane["model"]))
+        .collect();
+    assert_eq!(resting, [(&limited, &json!("deepseek-v4-pro"))]);
+}
+
+#[test]
 fn a_connection_that_breaks_before_the_answer_is_tried_again() {
     let (emulator, gateway) = two_accounts();
     let body = chat("[[fault:reset,times=1]] hello");
@@ -96,7 +126,10 @@ fn a_connection_that_breaks_before_the_answer_is_tried_again() {
 
 #[test]
 fn when_all_fail_the_tenant_is_told_honestly_and_when_to_come_back() {
-    let (emulator, gateway) = two_accounts();
+    let emulator = Emulator::start(Emulator::with_accounts(2));
+    // With a queue, accounts at their limit would be waited for.
+    let config = Config::for_emulator(&emulator).set("/queue/max_length", json!(0));
+    let gateway = Gateway::start(config);
     for (status, told, code, kind, anthropic_kind) in [
         (
             503,

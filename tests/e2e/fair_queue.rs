@@ -207,6 +207,112 @@ fn a_queue_has_an_end_and_may_be_none() {
 }
 
 #[test]
+fn one_who_fills_the_queue_makes_room_for_the_others() {
+    let emulator = Emulator::quick();
+    let config = with_tenant(places(&emulator, 1), "crowd", "equal");
+    let config = with_tenant(config, "other", "equal").set("/queue/max_length", json!(6));
+    let gateway = Gateway::start(config);
+    let blocker = block(&gateway, 1);
+    let mut crowd: Vec<_> = (0..6)
+        .map(|number| {
+            let wire = ask(&gateway, "crowd", &from("crowd"));
+            in_flight_are(&gateway, 2 + number);
+            wire
+        })
+        .collect();
+    let refused = |wire: &mut Wire| {
+        let answer = wire.answer();
+        assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+        assert!(answer.header("retry-after").is_some());
+    };
+    refused(&mut ask(&gateway, "crowd", &from("crowd")));
+    let mut others: Vec<_> = (0..3)
+        .map(|_| ask(&gateway, "other", &from("other")))
+        .collect();
+    // Half of the queue; the crowd's newest make room, and one more of either gets no more of it.
+    crowd.split_off(3).iter_mut().for_each(refused);
+    refused(&mut ask(&gateway, "other", &from("other")));
+    refused(&mut ask(&gateway, "crowd", &from("crowd")));
+    in_flight_are(&gateway, 7);
+    drop(blocker);
+    for wire in crowd.iter_mut().chain(&mut others) {
+        assert_eq!(wire.answer().status, 200);
+    }
+    let order = order(&emulator);
+    assert_eq!(order.iter().filter(|whose| *whose == "other").count(), 3);
+}
+
+#[test]
+fn the_only_account_is_asked_again_when_it_has_rested() {
+    let emulator = Emulator::quick();
+    let gateway = Gateway::start(places(&emulator, 5).set("/queue/max_wait", json!("4s")));
+    let limited = |words: &str| chat(&format!("[[fault:status=429,{words}]] hi"));
+    let began = Instant::now();
+    let answer = gateway.post(PATH, &limited("times=1"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(began.elapsed() >= Duration::from_millis(990));
+    let line = gateway.access_line(answer.header("x-request-id").unwrap());
+    assert_eq!(line["attempts"], json!(2));
+    assert!(line["queued_ms"].as_f64().unwrap() >= 900.0, "{line}");
+    // No more often than anything is tried.
+    emulator.forget_calls();
+    let answer = gateway.post(PATH, &limited("times=9"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (429, "upstream_rate_limited")
+    );
+    assert_eq!(emulator.calls().len(), 3);
+    // A rest for which there is no time is not waited for, by the next one neither.
+    let began = Instant::now();
+    let answer = gateway.post(PATH, &limited("retry_after=30"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (429, "upstream_rate_limited")
+    );
+    assert_eq!(answer.header("retry-after"), Some("30"));
+    let answer = gateway.post(PATH, &chat("hi"));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((28..=30).contains(&wait), "{wait}");
+    assert!(began.elapsed() < Duration::from_millis(2500));
+}
+
+#[test]
+fn who_is_turned_away_by_one_variants_queue_waits_in_the_next_ones() {
+    let emulator = Emulator::quick();
+    let variants = json!([
+        {"upstream": "deepseek", "model": "deepseek-v4-pro"},
+        {"upstream": "deepseek", "model": "deepseek-flash"},
+    ]);
+    let both = json!({"deepseek-flash": 1, "deepseek-v4-pro": 1});
+    let config = places(&emulator, 1)
+        .set("/upstreams/0/accounts/0/max_concurrent", both)
+        .set("/queue/max_length", json!(1))
+        .set("/models/both", json!({"variants": variants}));
+    let gateway = Gateway::start(config);
+    let both = |body: Value| with(body, "model", json!("both"));
+    let mut blockers: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = gateway.stream(PATH, &both(chat_stream(LONG)));
+            stream.read_until("data: ");
+            stream
+        })
+        .collect();
+    let mut first = ask(&gateway, "acme", &both(from("first")));
+    in_flight_are(&gateway, 3);
+    let mut second = ask(&gateway, "acme", &both(from("second")));
+    in_flight_are(&gateway, 4);
+    let answer = gateway.post(PATH, &both(chat("hi")));
+    assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
+    // The second variant's place, and so its queue.
+    blockers.pop();
+    assert_eq!(second.answer().status, 200);
+    drop(blockers);
+    assert_eq!(first.answer().status, 200);
+    assert_eq!(order(&emulator), ["second", "first"]);
+}
+
+#[test]
 fn who_waits_goes_on_waiting_over_a_reload_and_profits_by_it() {
     let emulator = Emulator::quick();
     let gateway = Gateway::start(places(&emulator, 1));
@@ -246,6 +352,41 @@ fn an_endpoint_takes_no_more_than_its_limit() {
 fn kept_alive(emulator: &Emulator, counts: &[u32]) -> Gateway {
     let config = accounts(Config::for_emulator(emulator), counts);
     Gateway::start(config.set("/queue/keep_alive", json!("1s")))
+}
+
+#[test]
+fn a_stream_that_waits_is_told_of_its_limits_as_any_answer_is() {
+    let emulator = Emulator::quick();
+    let config = accounts(Config::for_emulator(&emulator), &[1])
+        .set("/queue/keep_alive", json!("1s"))
+        .set("/plans/limited", json!({"requests_per_minute": 60}))
+        .set("/tenants/0/plan", json!("limited"));
+    let gateway = Gateway::start(config);
+    let blocker = block(&gateway, 1);
+    let mut streams = [
+        (PATH, chat_stream("hello"), "x-ratelimit-limit-requests"),
+        (
+            "/anthropic/v1/messages",
+            message_stream("hello"),
+            "anthropic-ratelimit-requests-limit",
+        ),
+    ]
+    .map(|(path, body, name)| {
+        let mut wire = gateway.connect();
+        wire.send(&Request::post(path, &body).key("acme").to_bytes());
+        let mut stream = wire.stream();
+        assert_eq!(stream.header(name), Some("60"));
+        stream.read_until(": waiting\n\n");
+        stream
+    });
+    let remaining = streams[0].header("x-ratelimit-remaining-requests");
+    let remaining: u64 = remaining.unwrap().parse().unwrap();
+    assert!((57..=59).contains(&remaining), "{remaining}");
+    assert!(streams[0].header("x-ratelimit-reset-requests").is_some());
+    drop(blocker);
+    streams.iter_mut().for_each(|stream| {
+        stream.read_until("data: ");
+    });
 }
 
 fn comments(text: &str) -> usize {
@@ -310,6 +451,34 @@ fn over_http2_too() {
     });
     assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
     assert_eq!(emulator.calls().len(), 2);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_comments_keeps_no_place_from_the_others() {
+    let emulator = Emulator::quick();
+    let gateway = kept_alive(&emulator, &[1]);
+    let blocker = block(&gateway, 1);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (answer, sender) = runtime.block_on(async {
+        let mut sender = h2::connect_narrow(gateway.address(), 4).await;
+        let body = h2::sized(Bytes::from(chat_stream("hello").to_string()));
+        // The head is there, and most of the first comment is not.
+        let answer = sender.send_request(h2::post(PATH, body)).await.unwrap();
+        (answer, sender)
+    });
+    let id = answer.headers()["x-request-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let mut other = ask(&gateway, "acme", &chat("hello"));
+    in_flight_are(&gateway, 3);
+    let began = Instant::now();
+    drop(blocker);
+    assert_eq!(other.answer().status, 200);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let line = gateway.access_line(&id);
+    assert_eq!(line["ending"], json!("client_gone"), "{line}");
+    drop((answer, sender));
 }
 
 #[test]

@@ -115,6 +115,54 @@ fn nothing_is_remembered_of_those_who_are_even() {
     }
 }
 
+#[test]
+fn a_crowd_gives_way_to_those_who_come_alone_until_each_has_its_share() {
+    let mut queue = FairQueue::default();
+    for _ in 0..12 {
+        normal(&mut queue, 0, 1);
+    }
+    // Two newcomers of weights 1 and 2 beside the crowd of weight 1: 3, 6 and 3 of twelve.
+    for (tenant, weight) in [(1, 1), (2, 2)].into_iter().cycle().take(40) {
+        if let Some(ticket) = queue.gives_way(&tenant, weight, Priority::Normal) {
+            queue.remove(&ticket);
+            normal(&mut queue, tenant, weight);
+        }
+    }
+    let all: Vec<_> = std::iter::from_fn(|| pop(&mut queue)).collect();
+    let count = |tenant| all.iter().filter(|other| **other == tenant).count();
+    assert_eq!([0, 1, 2].map(count), [3, 3, 6]);
+}
+
+#[test]
+fn whoever_has_none_waiting_gets_one_in_beside_the_heaviest() {
+    let mut queue = FairQueue::default();
+    for _ in 0..10 {
+        normal(&mut queue, 0, 1000);
+    }
+    let ticket = queue.gives_way(&1, 1, Priority::Low).unwrap();
+    assert_eq!((*ticket.tenant(), ticket.priority()), (0, Priority::Normal));
+    queue.remove(&ticket);
+    queue.push(1, 1, Priority::Low, 1);
+    assert_eq!(queue.gives_way(&1, 1, Priority::Low), None);
+    assert_eq!(queue.gives_way(&0, 1000, Priority::Normal), None);
+}
+
+#[test]
+fn of_those_with_too_many_the_lowest_class_gives_way_first_and_who_has_one_keeps_it() {
+    let mut queue = FairQueue::default();
+    for _ in 0..9 {
+        queue.push(1, 1, Priority::High, 1);
+    }
+    for _ in 0..5 {
+        queue.push(2, 1, Priority::Normal, 2);
+    }
+    queue.push(3, 1, Priority::Low, 3);
+    let ticket = queue.gives_way(&4, 1, Priority::High).unwrap();
+    assert_eq!(*ticket.tenant(), 2);
+    // The newest of it.
+    assert_eq!(ticket.arrival, 14);
+}
+
 /// The same rules, told slowly: nothing is kept but who waits and what each has been served.
 #[derive(Default)]
 struct Reference {
@@ -158,6 +206,40 @@ impl Reference {
         let guest = self.waiting.remove(at);
         self.settle(guest.priority);
         true
+    }
+
+    /// Who leaves for a newcomer.
+    fn gives_way(&self, newcomer: Guest) -> Option<u64> {
+        let mut flows: BTreeMap<(Priority, Tenant), Vec<Guest>> = BTreeMap::new();
+        for guest in &self.waiting {
+            let key = (guest.priority, guest.tenant);
+            flows.entry(key).or_default().push(*guest);
+        }
+        let weight = |flow: &[Guest]| flow.last().map_or(0, |guest| u64::from(guest.weight));
+        let key = (newcomer.priority, newcomer.tenant);
+        let own = flows.get(&key).map_or(0, Vec::len);
+        let mut weights: u64 = flows.values().map(|flow| weight(flow)).sum();
+        if own == 0 {
+            weights += u64::from(newcomer.weight);
+        }
+        let share = |weight: u64| self.waiting.len() as u64 * weight / weights;
+        let most = |weight| share(weight).max(1);
+        if own as u64 + 1 > most(u64::from(newcomer.weight)) {
+            return None;
+        }
+        let rank = |priority| match priority {
+            Priority::Low => 2,
+            Priority::Normal => 1,
+            Priority::High => 0,
+        };
+        let above = flows
+            .iter()
+            .filter(|(_, flow)| flow.len() as u64 > most(weight(flow)));
+        let longest = above.max_by_key(|((class, _), flow)| {
+            let length = flow.len() as u64 * (COST / weight(flow));
+            (rank(*class), length, flow.last().map(|guest| guest.id))
+        });
+        longest.and_then(|(_, flow)| Some(flow.last()?.id))
     }
 
     fn settle(&mut self, priority: Priority) {
@@ -260,6 +342,59 @@ proptest! {
             prop_assert_eq!(next, reference.pop());
             if next.is_none() { break; }
         }
+    }
+
+    #[test]
+    fn who_gives_way_is_who_gives_way_in_the_slow_reference(steps in steps(), room in 1..40usize) {
+        let mut queue = FairQueue::default();
+        let mut reference = Reference::default();
+        let mut tickets: Vec<Ticket<Tenant>> = Vec::new();
+        for step in steps {
+            let Step::Push(tenant, weight, priority) = step else {
+                prop_assert_eq!(pop(&mut queue), reference.pop());
+                continue;
+            };
+            let id = tickets.len() as u64;
+            let guest = Guest { id, tenant, weight, priority };
+            if queue.len() >= room {
+                let way = queue.gives_way(&tenant, weight, priority);
+                let given = way.as_ref().and_then(|ticket| queue.remove(ticket));
+                prop_assert_eq!(given, reference.gives_way(guest));
+                let Some(given) = given else { continue };
+                reference.remove(given);
+            }
+            tickets.push(queue.push(tenant, weight, priority, id));
+            reference.push(guest);
+            prop_assert!(queue.len() <= room);
+        }
+    }
+
+    #[test]
+    fn whoever_comes_to_a_full_queue_gets_its_share_of_it(
+        crowd in proptest::collection::vec(0..5u8, 20..80),
+        weights in proptest::collection::vec(1..=10u32, 6),
+    ) {
+        let mut queue = FairQueue::default();
+        let weight = |tenant: Tenant| weights[usize::from(tenant)];
+        for tenant in crowd.iter().copied() {
+            normal(&mut queue, tenant, weight(tenant));
+        }
+        let mut in_line = 0;
+        while let Some(ticket) = queue.gives_way(&5, weight(5), Priority::Normal) {
+            let left = queue.remove(&ticket).unwrap();
+            normal(&mut queue, 5, weight(5));
+            in_line += 1;
+            // It cannot come back in the place of somebody else: nobody goes round.
+            let back = queue.gives_way(&left, weight(left), Priority::Normal);
+            prop_assert_eq!(back, None);
+        }
+        let mut present: Vec<_> = crowd.clone();
+        present.sort_unstable();
+        present.dedup();
+        let sum: u32 = present.iter().copied().map(weight).sum::<u32>() + weight(5);
+        let share = crowd.len() * weight(5) as usize / sum as usize;
+        prop_assert_eq!(in_line, share.max(1).min(crowd.len()));
+        prop_assert_eq!(queue.len(), crowd.len());
     }
 
     #[test]

@@ -185,6 +185,44 @@ async fn a_full_queue_and_a_hopeless_wait_are_told_apart() {
 }
 
 #[tokio::test]
+async fn one_who_fills_the_queue_gives_way_to_those_who_have_none_in_it() {
+    let lane = lane(&[1], 4);
+    let held = choose(&lane).unwrap();
+    let mut crowd: Vec<_> = (0..4).map(|_| wait(&lane, "crowd")).collect();
+    let alone = wait(&lane, "alone");
+    let newest = crowd.pop().unwrap().await;
+    assert!(
+        matches!(newest, Err(NotServed::QueueFull { .. })),
+        "{newest:?}"
+    );
+    let more = try_wait(&lane, "crowd", SOON).map(|_| ());
+    assert!(matches!(more, Err(NotServed::QueueFull { .. })), "{more:?}");
+    let observed = lane.observed();
+    assert_eq!((observed.waiting, observed.queue_full), (4, 2));
+    drop(held);
+    let first = crowd.remove(0);
+    drop(first.await.unwrap());
+    drop(alone.await.unwrap());
+    drop(crowd);
+    assert_eq!((in_flight(&lane), lane.observed().waiting), (0, 0));
+    assert_eq!(lane.line.waiting_anywhere.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn nobody_gives_way_to_one_who_could_not_be_served_in_time() {
+    let lane = lane(&[1], 2);
+    let _held = choose(&lane).unwrap();
+    lane.line.held_for(Duration::from_secs(10));
+    let _crowd = (wait(&lane, "crowd"), wait(&lane, "crowd"));
+    let hasty = try_wait(&lane, "alone", Duration::from_secs(5)).map(|_| ());
+    assert!(matches!(hasty, Err(NotServed::TooLong { .. })), "{hasty:?}");
+    assert_eq!(
+        (lane.observed().waiting, lane.observed().queue_full),
+        (2, 0)
+    );
+}
+
+#[tokio::test]
 async fn who_waits_too_long_is_told_so_and_no_longer_waits() {
     let lane = lane(&[1], 10);
     let _held = choose(&lane).unwrap();
@@ -263,6 +301,51 @@ fn a_429_lowers_the_ceiling_and_pumping_raises_it_again() {
     let (_, governed) = lane.governed().next().unwrap();
     assert_eq!((governed.rate_limited, governed.learned), (1, None));
     drop(held);
+}
+
+#[test]
+fn a_429_rests_an_account_for_the_model_that_was_asked_for_alone() {
+    let registry = Registry::default();
+    let [first, second] = lanes(&registry, upstream(&[5], &[None]), 10);
+    let now = Instant::now();
+    let minute = Duration::from_secs(60);
+    first.rest(0, now, minute);
+    assert_eq!((first.is_ready(now), second.is_ready(now)), (false, true));
+    // It outlives a reload, and ends by itself.
+    let [newer, _] = lanes(&registry, upstream(&[5], &[None]), 10);
+    assert!(newer.rests(now).all(|resting| resting));
+    assert!(newer.is_ready(now + minute));
+    first.pool.accounts[0].rest.rest(now, minute);
+    assert!(!second.is_ready(now));
+}
+
+#[tokio::test]
+async fn an_account_at_its_limit_is_waited_for_until_it_has_rested() {
+    let lane = lane_resting(Duration::from_secs(7), Instant::now());
+    assert_eq!(choose(&lane).unwrap_err(), NoChoice::Full);
+    // Whoever has not so much time need not wait for it.
+    let hasty = try_wait(&lane, "a", Duration::from_secs(3)).map(|_| ());
+    let Err(NotServed::TooLong { wait: told }) = hasty else {
+        panic!("{hasty:?}");
+    };
+    assert!(told > Duration::from_secs(3) && told <= Duration::from_secs(7));
+    let began = Instant::now();
+    let short = lane_resting(Duration::from_millis(40), began);
+    let mut waiting = wait(&short, "a");
+    let chosen = loop {
+        tokio::select! {
+            biased;
+            served = &mut waiting => break served,
+            () = tokio::time::sleep(Duration::from_millis(2)) => short.pump(Instant::now()),
+        }
+    };
+    assert!(chosen.is_ok() && began.elapsed() >= Duration::from_millis(39));
+}
+
+fn lane_resting(pause: Duration, now: Instant) -> Arc<Lane> {
+    let lane = lane(&[5], 10);
+    lane.rest(0, now, pause);
+    lane
 }
 
 /// Many tasks that come, wait, leave at any moment and hold for a while; whatever they do, the

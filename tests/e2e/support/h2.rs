@@ -38,6 +38,16 @@ pub async fn connect_after(beginning: &[u8], to: SocketAddr) -> Sender {
     sender
 }
 
+/// Connects by prior knowledge as one that takes so many bytes of an answer before it reads.
+pub async fn connect_narrow(to: SocketAddr, window: u32) -> Sender {
+    let io = TokioIo::new(TcpStream::connect(to).await.unwrap());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let builder = builder.initial_stream_window_size(window);
+    let (sender, connection) = builder.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 /// Connects over TLS and agrees on HTTP/2 by ALPN.
 pub async fn connect_tls(to: SocketAddr) -> Sender {
     connect_as(super::tls::Client::new(), to).await
