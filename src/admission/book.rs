@@ -66,11 +66,6 @@ impl Book {
         subjects.entry(name.clone()).or_insert_with(make).clone()
     }
 
-    /// The subject of this name, if anything was ever counted for it.
-    pub fn find(&self, name: &SubjectName) -> Option<Arc<Subject>> {
-        self.subjects.lock().get(name).cloned()
-    }
-
     /// What was learned of all tenants' models, by the name of both, to be written down.
     pub fn experiences(&self) -> Vec<(String, Experience)> {
         let subjects = self.all().into_iter();

@@ -340,8 +340,4 @@ impl Counts {
         let held = self.counters.iter().map(|(_, counter)| counter.held());
         held.fold(0, u64::saturating_add)
     }
-
-    pub fn keys(&self) -> impl Iterator<Item = &LimitKey> {
-        self.counters.iter().map(|(key, _)| key)
-    }
 }
