@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use pingora_limits::inflight::Guard;
 use pingora_proxy::Session;
 
+use crate::admission::estimate::{Learned, Prompt};
 use crate::admission::lease::Lease;
 use crate::config::settings::{AccountId, UpstreamId};
 use crate::downstream::connection::ConnectionState;
@@ -37,6 +38,8 @@ pub struct Context {
     pub snapshot: Arc<Snapshot>,
     pub started: Instant,
     pub request_id: HeaderValue,
+    /// The same as a number.
+    pub request_number: u128,
     pub family: Family,
     pub connection: Option<Arc<ConnectionState>>,
     /// Whose address it is after trusted proxies were believed; known with the identity.
@@ -91,16 +94,20 @@ pub struct Routed {
 /// What a request will take, as far as its body says.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expected {
-    /// Prompt tokens, estimated without what was learned.
-    pub prompt: u64,
+    /// Estimated without what was learned.
+    pub prompt: Prompt,
     /// Completion tokens that the request, or its route, allows; `None` if neither says.
     pub most_output: Option<u64>,
+    /// Answers asked for at once, at least 1.
+    pub choices: u64,
 }
 
 /// What was taken in the tenant's limits.
 pub struct Admitted {
     /// `None` once it is settled.
     pub lease: Option<Lease>,
+    /// What the model's answers have shown to the tenant.
+    pub learned: Arc<Learned>,
     /// How the limits stood after it.
     pub shown: RateLimits,
     /// When; prices are those of this moment.
@@ -256,10 +263,12 @@ impl Attempt {
 impl Context {
     /// The story begins.
     pub fn new(snapshot: Arc<Snapshot>, started: Instant, in_flight: RequestGuard) -> Self {
+        let id = uuid::Uuid::now_v7();
         Self {
             snapshot,
             started,
-            request_id: new_request_id(),
+            request_id: request_id(id),
+            request_number: id.as_u128(),
             family: Family::default(),
             connection: None,
             client: None,
@@ -351,8 +360,8 @@ impl Context {
 }
 
 /// Time-ordered and unique; 32 hexadecimal digits.
-fn new_request_id() -> HeaderValue {
+fn request_id(id: uuid::Uuid) -> HeaderValue {
     let mut buffer = uuid::Uuid::encode_buffer();
-    let text: &str = uuid::Uuid::now_v7().simple().encode_lower(&mut buffer);
+    let text: &str = id.simple().encode_lower(&mut buffer);
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! early_request_filter   clocks of this connection
-//! request_filter         enter → identify → route            gateway/intake.rs
+//! request_filter         enter → identify → route → admit    gateway/intake.rs
 //! upstream_peer          choose account and endpoint         gateway/attempt.rs
 //!                        or wait for them                    gateway/waiting.rs
 //! connected_to_upstream  TLS version, before a byte is sent
@@ -15,7 +15,7 @@
 //! response_filter        the tenant's head, built anew       gateway/answer.rs
 //! response_body_filter   every fragment watched, none held   gateway/answer.rs
 //! fail_to_proxy          an honest error                     gateway/answer.rs
-//! logging                settle and record                   gateway/record.rs
+//! logging                charge, settle and record           gateway/record.rs
 //! ```
 
 mod admit;

@@ -18,10 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("upstream", &["config", "relay"]),
     ("admission", &["config"]),
     ("ledger", &["config", "relay"]),
-    (
-        "routing",
-        &["admission", "config", "identity", "request", "upstream"],
-    ),
+    ("routing", &["config", "identity", "request", "upstream"]),
     ("telemetry", &["config", "relay"]),
     ("downstream", &["identity", "request"]),
     (

@@ -101,7 +101,6 @@ impl Snapshot {
                 .collect(),
             most_output: most_output(&model.set),
             usual_output: model.usual_output_tokens,
-            learned: book.learned(&model.name),
         });
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {
@@ -195,8 +194,10 @@ impl Snapshot {
 /// The fields by which the surfaces bound an answer's tokens.
 const MOST_OUTPUT: [&str; 3] = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
 
-/// What a route's own fields allow.
-fn most_output(set: &[(String, serde_json::Value)]) -> Option<u64> {
-    let fields = set.iter().filter(|(key, _)| MOST_OUTPUT.contains(&&**key));
-    fields.filter_map(|(_, value)| value.as_u64()).max()
+/// What a route's own fields allow, each by itself.
+fn most_output(set: &[(String, serde_json::Value)]) -> [Option<u64>; 3] {
+    MOST_OUTPUT.map(|field| {
+        let (_, value) = set.iter().find(|(key, _)| key == field)?;
+        value.as_u64()
+    })
 }

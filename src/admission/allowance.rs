@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::book::Book;
+use super::estimate::Learned;
 use super::store_redis::Counter;
 use super::subject::{Subject, SubjectName};
 use crate::config::settings::{Limit, Plan, Surfaces, Tenant};
@@ -86,9 +87,10 @@ impl Allowance {
         self.sides.last().map(|side| &side.subject.name.0)
     }
 
-    /// Is there anything to hold a request against?
-    pub fn is_unlimited(&self) -> bool {
-        self.sides.iter().all(Side::is_unlimited)
+    /// What the answers of a public model have shown to the tenant.
+    pub fn learned(&self, model: &str) -> Arc<Learned> {
+        let own = self.sides.first();
+        own.map_or_else(Arc::default, |side| side.subject.learned(model))
     }
 }
 
@@ -123,10 +125,6 @@ impl Side {
             general,
             by_model,
         }
-    }
-
-    fn is_unlimited(&self) -> bool {
-        self.general.is_empty() && self.by_model.is_empty()
     }
 
     /// The limits that a request of this surface and public model counts against.

@@ -2,9 +2,9 @@
 
 use crate::config::settings::Quantity;
 
-/// No answer of any model comes near; more is a slip of the pen, or of the upstream. A context has
-/// 2²⁰ tokens (DeepSeek pricing page).
-pub const MOST_TOKENS: u64 = 1 << 22;
+/// Twice a context of 2²⁰ tokens (DeepSeek pricing page): more is a slip of the pen, or of the
+/// upstream.
+pub const MOST_TOKENS: u64 = 1 << 21;
 
 /// By quantity; money in nano-units of the accounting currency.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::clock::Now;
 use super::counter::Kept;
-use super::estimate::{Experience, Learned};
+use super::estimate::Experience;
 use super::subject::{Live, Subject, SubjectName, Told};
 use crate::config::settings::{Limit, LimitKey};
 
@@ -17,8 +17,6 @@ use crate::config::settings::{Limit, LimitKey};
 pub struct Book {
     subjects: Mutex<HashMap<SubjectName, Arc<Subject>>>,
     handed_over: AtomicBool,
-    /// By public model.
-    learned: Mutex<HashMap<String, Arc<Learned>>>,
 }
 
 /// What a process holds of one counter.
@@ -34,6 +32,13 @@ pub struct Holding {
 pub struct Changed {
     pub subject: Arc<Subject>,
     pub changes: Vec<(LimitKey, Kept)>,
+}
+
+/// What another process needs to go on with the counting.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    pub counters: Vec<Changed>,
+    pub held: Vec<Holding>,
 }
 
 /// What is under way, for the reconciliation.
@@ -54,53 +59,46 @@ impl Book {
         let make = || {
             let subject = Subject::new(name.clone());
             if self.is_handed_over() {
-                subject.hand_over();
+                subject.hand_over(0);
             }
             Arc::new(subject)
         };
         subjects.entry(name.clone()).or_insert_with(make).clone()
     }
 
-    /// The subject of this name, if anything was ever counted for it.
-    pub fn find(&self, name: &SubjectName) -> Option<Arc<Subject>> {
-        self.subjects.lock().get(name).cloned()
-    }
-
-    /// What the answers of a public model have shown.
-    pub fn learned(&self, model: &str) -> Arc<Learned> {
-        let mut learned = self.learned.lock();
-        learned.entry(model.to_owned()).or_default().clone()
-    }
-
-    /// All of that, to be written down.
+    /// What was learned of all tenants' models, by the name of both, to be written down.
     pub fn experiences(&self) -> Vec<(String, Experience)> {
-        let learned = self.learned.lock();
-        let models = learned.iter();
-        models
-            .map(|(model, learned)| (model.clone(), learned.experience()))
-            .collect()
+        let subjects = self.all().into_iter();
+        let experiences = subjects.flat_map(|subject| {
+            let name = |(model, experience)| (format!("{}|{model}", subject.name), experience);
+            let models = subject.experiences().into_iter();
+            models.map(name).collect::<Vec<_>>()
+        });
+        experiences.collect()
     }
 
-    /// Takes over what was written down. For the start, before anything refers to it.
-    pub fn restore_experience(&self, model: String, experience: Experience) {
-        let learned = Arc::new(Learned::from(experience));
-        self.learned.lock().insert(model, learned);
+    /// Takes over what was written down under the name of both.
+    pub fn restore_experience(&self, name: &str, experience: Experience) {
+        if let Some((subject, model)) = name.split_once('|') {
+            let subject = self.subject(SubjectName(subject.into()));
+            subject.restore_experience(model, experience);
+        }
     }
 
     fn all(&self) -> Vec<Arc<Subject>> {
         self.subjects.lock().values().cloned().collect()
     }
 
-    /// Takes over what was written down by an earlier process.
-    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, now: u64) {
-        self.subject(name).look().restore(key, kept, now);
+    /// Takes over what was written down by an earlier process, `passed` nanoseconds ago.
+    pub fn restore(&self, name: SubjectName, key: &LimitKey, kept: Kept, passed: u64, now: u64) {
+        self.subject(name).look().restore(key, kept, passed, now);
     }
 
-    /// What changed since the last time.
-    pub fn changes(&self) -> Vec<Changed> {
+    /// What changed since the last time. `now` is [`Now::steady`].
+    pub fn changes(&self, now: u64) -> Vec<Changed> {
         let subjects = self.all().into_iter();
         let changed = subjects.filter_map(|subject| {
-            let changes = subject.changes()?;
+            let changes = subject.changes(now)?;
             Some(Changed { subject, changes })
         });
         changed.collect()
@@ -117,23 +115,23 @@ impl Book {
     }
 
     /// Leaves the counting to another process. No reservation may be made from here on; those that
-    /// are held are told, and what becomes of them is to be asked for by [`Book::told`].
-    pub fn hand_over(&self) -> Vec<Holding> {
+    /// are held are told, and what becomes of them is to be asked for by [`Book::told`]. `now` is
+    /// [`Now::steady`].
+    pub fn hand_over(&self, now: u64) -> HandedOver {
         self.handed_over.store(true, Ordering::Release);
-        let subjects = self.all().into_iter();
-        let holdings = subjects.flat_map(|subject| {
+        let mut all = HandedOver::default();
+        for subject in self.all() {
+            let parting = subject.hand_over(now);
             let holding = |(key, held)| Holding {
                 subject: subject.name.clone(),
                 key,
                 held,
             };
-            subject
-                .hand_over()
-                .into_iter()
-                .map(holding)
-                .collect::<Vec<_>>()
-        });
-        holdings.collect()
+            all.held.extend(parting.held.into_iter().map(holding));
+            let changes = parting.counters;
+            all.counters.push(Changed { subject, changes });
+        }
+        all
     }
 
     /// What changed after the counting was handed over.
@@ -165,19 +163,6 @@ impl Book {
         now: &Now,
     ) {
         let subject = self.subject(name);
-        let stand_in;
-        let limit = match limit {
-            Some(limit) => limit,
-            None => {
-                stand_in = Limit {
-                    key: told.key.clone(),
-                    amount: u64::MAX,
-                    burst: u64::MAX,
-                    shadow: true,
-                };
-                &stand_in
-            }
-        };
         subject.change().hear(process, limit, told, now);
     }
 

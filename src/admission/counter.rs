@@ -26,16 +26,25 @@ pub struct Counter {
 /// What of a counter outlives the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kept {
-    pub bucket: Bucket,
+    pub bucket: Level,
     pub spans: [Span; 2],
 }
 
-/// A token bucket.
+/// A token bucket in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Bucket {
+struct Bucket {
     /// When the last use has faded, in nanoseconds of [`Now::steady`].
-    pub empty_at: u64,
+    empty_at: u64,
     /// The limit by which that was computed; a changed one measures the same use anew.
+    amount: u64,
+}
+
+/// A token bucket as it was at some moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Nanoseconds until it is empty.
+    pub nanos: u64,
+    /// The limit by which that was computed.
     pub amount: u64,
 }
 
@@ -83,26 +92,38 @@ pub enum Full {
 const HELD_WAIT: Duration = Duration::from_secs(1);
 
 impl Counter {
-    /// Of another process, or another life of this one. `now` bounds what a stepping clock can have
-    /// left behind: no bucket takes longer than two of its periods to empty, but for an hour's.
-    pub fn restore(kept: Kept, key: &LimitKey, now: u64) -> Self {
-        let period = key.window.period().map_or(0, nanos);
-        let latest = now.saturating_add(period.saturating_mul(2));
-        let bucket = Bucket {
-            empty_at: kept.bucket.empty_at.min(latest),
-            ..kept.bucket
-        };
-        let spans = kept.spans;
-        Self {
-            bucket,
-            spans,
-            held: 0,
+    /// Adds what another process, or another life of this one, wrote down `passed` nanoseconds ago.
+    /// Levels are kept, not times: clocks of two processes have nothing to do with each other. `now`
+    /// is [`Now::steady`].
+    pub fn add(&mut self, kept: Kept, key: &LimitKey, passed: u64, now: u64) {
+        for span in kept.spans.into_iter().rev() {
+            if span != Span::default() {
+                let own = self.span(span.start);
+                own.used = own.used.saturating_add(span.used);
+                own.extra = own.extra.saturating_add(span.extra);
+            }
         }
+        let Some(period) = key.window.period().filter(|_| kept.bucket.amount > 0) else {
+            return;
+        };
+        if self.bucket.amount == 0 {
+            self.bucket.amount = kept.bucket.amount;
+        }
+        let level = u128::from(kept.bucket.nanos.saturating_sub(passed));
+        let level = level * u128::from(kept.bucket.amount) / u128::from(self.bucket.amount);
+        let level = u64::try_from(level).unwrap_or(u64::MAX);
+        let own = self.bucket.empty_at.saturating_sub(now);
+        let both = own.saturating_add(level).min(highest(period));
+        self.bucket.empty_at = now.saturating_add(both);
     }
 
-    pub fn keep(&self) -> Kept {
+    /// `now` is [`Now::steady`].
+    pub fn keep(&self, now: u64) -> Kept {
         Kept {
-            bucket: self.bucket,
+            bucket: Level {
+                nanos: self.bucket.empty_at.saturating_sub(now),
+                amount: self.bucket.amount,
+            },
             spans: self.spans,
         }
     }
@@ -170,7 +191,9 @@ impl Counter {
         if let Some(period) = limit.key.window.period() {
             let rate = Rate::new(limit, period);
             let level = u128::from(self.level(&rate, now.steady)) + rate.cost(amount);
-            let level = u64::try_from(level).unwrap_or(u64::MAX);
+            let level = u64::try_from(level)
+                .unwrap_or(u64::MAX)
+                .min(highest(period));
             self.bucket.empty_at = now.steady.saturating_add(level);
         } else if let Some(stretch) = stretch(limit.key.window, now) {
             let span = self.span(stretch.start);
@@ -238,7 +261,8 @@ impl Counter {
             return level;
         }
         let scaled = (u128::from(level) * u128::from(before)).div_ceil(u128::from(rate.limit));
-        let scaled = u64::try_from(scaled).unwrap_or(u64::MAX);
+        let most = rate.period.saturating_mul(MOST_PERIODS);
+        let scaled = u64::try_from(scaled).unwrap_or(u64::MAX).min(most);
         self.bucket.empty_at = now.saturating_add(scaled);
         scaled
     }
@@ -264,6 +288,15 @@ impl Counter {
         }
         other
     }
+}
+
+/// What a bucket keeps in mind of use beyond its limit: an answer that was much longer than anybody
+/// expected, or a limit that was lowered, stops a caller for so many periods at most.
+const MOST_PERIODS: u64 = 2;
+
+/// The highest level of a bucket, in nanoseconds.
+fn highest(period: Duration) -> u64 {
+    nanos(period).saturating_mul(MOST_PERIODS)
 }
 
 /// How fast use fades.

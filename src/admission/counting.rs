@@ -103,19 +103,22 @@ impl Counting {
                 });
                 (lease, shadowed)
             }
-            Ok(Verdict::Refused { by, standings }) => {
+            Ok(Verdict::Refused { standings, .. }) => {
                 let (_, shadowed) = question.read(&standings, now);
-                let denied = standings
-                    .get(by)
-                    .and_then(|standing| question.denied(by, standing, now));
-                let refused =
-                    denied.map_or(Refused::Unknown, |denied| Refused::Denied(Box::new(denied)));
+                let refused = question
+                    .denied(&standings, now)
+                    .map_or(Refused::Unknown, |denied| Refused::Denied(Box::new(denied)));
                 (Err(refused), shadowed)
             }
             Err(_) => {
                 let (local, shadowed) = match (shared.fail, share) {
-                    (FailMode::Closed, _) => (Err(Refused::Unknown), Shadowed::new()),
-                    (FailMode::LocalShare { .. }, Some(share)) => reserve(share, ask, now),
+                    (FailMode::Closed, _) if question.may_refuse() => {
+                        (Err(Refused::Unknown), Shadowed::new())
+                    }
+                    (FailMode::LocalShare { .. }, Some(share)) => {
+                        let (local, shadowed) = reserve(share, ask, now);
+                        (local.map_err(Refused::for_a_while), shadowed)
+                    }
                     _ => (hold(allowance, ask, now), Shadowed::new()),
                 };
                 let lease = local.map(|local| {
@@ -158,6 +161,9 @@ impl Counting {
             .iter()
             .map(|(_, _, counter)| counter.clone())
             .collect();
+        if counters.is_empty() {
+            return Ok(Vec::new());
+        }
         let standings = shared.counts.show(root, &counters).await?;
         let stands = known.into_iter().zip(&standings);
         Ok(stands
@@ -297,21 +303,38 @@ impl<'a> Question<'a> {
         (shown, shadowed)
     }
 
-    fn denied(&self, by: usize, standing: &store_redis::Standing, now: &Now) -> Option<Denied> {
-        let (side, rule, part) = self.asked.get(by)?;
+    /// Limits in shadow mode alone refuse nobody.
+    fn may_refuse(&self) -> bool {
+        self.asked.iter().any(|(_, rule, _)| !rule.limit.shadow)
+    }
+
+    /// Of several limits that refuse, the one that does so the longest.
+    fn denied(&self, standings: &[store_redis::Standing], now: &Now) -> Option<Denied> {
+        let asked = self.asked.iter().zip(standings);
+        let refusing =
+            asked.filter(|((_, rule, _), standing)| !standing.fits && !rule.limit.shadow);
+        let denied = refusing.map(|(asked, standing)| Self::denied_by(asked, standing, now));
+        denied.reduce(|known, other| if other.outlasts(&known) { other } else { known })
+    }
+
+    fn denied_by(
+        (side, rule, part): &(&Side, &LimitRule, Part),
+        standing: &store_redis::Standing,
+        now: &Now,
+    ) -> Denied {
         let full = match standing.wait {
             Wait::Leak(wait) => Full::For(wait),
             Wait::Window => Full::For(until(rule, now)),
             Wait::Release | Wait::None => Full::For(Duration::from_secs(1)),
             Wait::Never => Full::Always,
         };
-        Some(Denied {
+        Denied {
             subject: side.subject.name.clone(),
             key: rule.limit.key.clone(),
             standing: local_form(rule, standing, now),
             demand: part.demand,
             full,
-        })
+        }
     }
 }
 

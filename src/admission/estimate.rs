@@ -5,6 +5,8 @@
 //! what the model's own counts have shown. The completion: what the caller allows, or what the
 //! model's answers usually take. Both learn from every answer that tells its usage.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::Mutex;
 
 use super::amounts::MOST_TOKENS;
@@ -15,6 +17,11 @@ const PIECES: usize = 16;
 /// What an inline picture counts beside its bytes, which are not text. The real price depends on
 /// its size (token_usage page); learning sets it right for those who send many.
 const TOKENS_PER_PICTURE: u64 = 1_000;
+/// A megabyte of a picture counts as 16 Ki tokens at least.
+const BYTES_PER_PICTURE_TOKEN: u64 = 64;
+const MARK: &[u8] = b";base64,";
+/// `data:image/` and a media type's rest, in bytes.
+const MOST_MEDIA_TYPE: usize = 64;
 /// Roles and separators.
 const TOKENS_PER_REQUEST: u64 = 16;
 
@@ -25,28 +32,60 @@ const WIDE: u64 = 620;
 /// Letters of other alphabets.
 const FOREIGN: u64 = 400;
 
-/// Tokens of a prompt that stands as JSON in these pieces of the body, before learning.
-pub fn prompt<'a>(texts: impl Iterator<Item = &'a [u8]>) -> u64 {
-    let mut tokens = TOKENS_PER_REQUEST;
-    for text in texts {
-        tokens = tokens.saturating_add(pictures_apart(text));
-    }
-    tokens.min(MOST_TOKENS)
+/// What a prompt looks like, before learning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prompt {
+    pub tokens: u64,
+    /// There are pictures in it, whose price nobody knows: nothing is to be learned from it.
+    pub pictures: bool,
 }
 
-/// Counts a text without the pictures in it: `data:` URLs, whose base64 goes up to the quotation
-/// mark.
-fn pictures_apart(text: &[u8]) -> u64 {
-    const MARK: &[u8] = b";base64,";
-    let mut tokens = 0;
-    let mut rest = text;
-    while let Some(at) = memchr::memmem::find(rest, MARK) {
-        let (before, after) = rest.split_at(at);
-        let end = memchr::memchr(b'"', after).unwrap_or(after.len());
-        tokens += sampled(before) + TOKENS_PER_PICTURE;
-        rest = after.get(end..).unwrap_or_default();
+/// A prompt that stands as JSON in these pieces of the body.
+pub fn prompt<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Prompt {
+    let mut prompt = Prompt {
+        tokens: TOKENS_PER_REQUEST,
+        pictures: false,
+    };
+    for text in texts {
+        prompt.add(text);
     }
-    tokens + sampled(rest)
+    prompt.tokens = prompt.tokens.min(MOST_TOKENS);
+    prompt
+}
+
+impl Prompt {
+    /// Counts a text without the pictures in it: `data:image/…;base64,` and what is base64 after it.
+    fn add(&mut self, text: &[u8]) {
+        let mut rest = text;
+        let mut passed = 0;
+        while let Some(at) = memchr::memmem::find(rest.get(passed..).unwrap_or_default(), MARK) {
+            let (before, after) = rest.split_at(passed + at);
+            if !is_picture(before) {
+                // Somebody writes about pictures.
+                passed += at + MARK.len();
+                continue;
+            }
+            let data = after.get(MARK.len()..).unwrap_or_default();
+            let length = data.iter().take_while(|byte| is_base64(**byte)).count();
+            // By its bytes as well, or a text without blanks could pass for a picture.
+            let picture = TOKENS_PER_PICTURE.max(length as u64 / BYTES_PER_PICTURE_TOKEN);
+            self.tokens += sampled(before) + picture;
+            self.pictures = true;
+            rest = data.get(length..).unwrap_or_default();
+            passed = 0;
+        }
+        self.tokens += sampled(rest);
+    }
+}
+
+/// Does a text end in the beginning of a picture's address (RFC 2397)?
+fn is_picture(before: &[u8]) -> bool {
+    let end = before.get(before.len().saturating_sub(MOST_MEDIA_TYPE)..);
+    end.is_some_and(|end| memchr::memmem::rfind(end, b"data:image/").is_some())
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\\')
 }
 
 fn sampled(text: &[u8]) -> u64 {
@@ -126,11 +165,17 @@ const HALVING: u32 = 1024;
 /// Of a hundred answers, so many fit in what is reserved.
 const FITTING: u32 = 90;
 
-/// What a model's answers have shown. One lock per public model, held for nanoseconds; a sample that
-/// finds it taken is left out.
+/// What a model's answers to one tenant have shown: what others ask is no guide, and could be meant
+/// to mislead. Requests read what follows from it without a lock; a sample
+/// that finds the lock taken is left out.
 #[derive(Debug)]
 pub struct Learned {
     state: Mutex<Experience>,
+    /// Bits of an `f64`: real prompt tokens per estimated one, likely and with the margin.
+    likely: AtomicU64,
+    safe: AtomicU64,
+    /// Completion tokens to reserve; 0 until enough answers were seen.
+    usual: AtomicU64,
 }
 
 /// The same as plain data, as it is written down.
@@ -171,44 +216,55 @@ impl From<Experience> for Learned {
         let sane = |value: f64, other: f64| if value.is_finite() { value } else { other };
         experience.ratio = sane(experience.ratio, 1.0).clamp(*RATIO.start(), *RATIO.end());
         experience.deviation = sane(experience.deviation, 0.1).clamp(0.0, 2.0);
-        Self {
+        let learned = Self {
+            likely: AtomicU64::new(0),
+            safe: AtomicU64::new(0),
+            usual: AtomicU64::new(0),
             state: Mutex::new(experience),
+        };
+        learned.publish(&learned.state.lock());
+        learned
+    }
+}
+
+impl Experience {
+    /// What [`FITTING`] of a hundred completions fit in; 0 if too few were seen.
+    fn usual(&self) -> u64 {
+        if self.completions < ENOUGH {
+            return 0;
         }
+        let counted: u64 = self.lengths.iter().copied().map(u64::from).sum();
+        let wanted = counted * u64::from(FITTING) / 100;
+        let mut below = 0;
+        let bucket = self.lengths.iter().position(|count| {
+            below += u64::from(*count);
+            below >= wanted
+        });
+        bucket.map_or(MOST_TOKENS, longest_of)
     }
 }
 
 impl Learned {
     /// Tokens to reserve for a prompt of so many estimated ones: rarely too few.
     pub fn prompt(&self, estimated: u64) -> u64 {
-        let state = self.state.lock();
-        let factor = state.ratio + MARGIN * state.deviation;
-        drop(state);
-        scaled(estimated, factor)
+        scaled(estimated, f64::from_bits(self.safe.load(Ordering::Relaxed)))
     }
 
     /// Tokens a prompt has most likely taken, when nobody has counted them.
     pub fn likely_prompt(&self, estimated: u64) -> u64 {
-        let ratio = self.state.lock().ratio;
-        scaled(estimated, ratio)
+        scaled(
+            estimated,
+            f64::from_bits(self.likely.load(Ordering::Relaxed)),
+        )
     }
 
     /// Completion tokens to reserve when the request names no maximum; `usual` until enough answers
     /// were seen.
     pub fn completion(&self, usual: u64) -> u64 {
-        let state = self.state.lock();
-        if state.completions < ENOUGH {
-            return usual;
+        match self.usual.load(Ordering::Relaxed) {
+            0 => usual,
+            learned => learned,
         }
-        let counted: u32 = state.lengths.iter().sum();
-        let wanted = u64::from(counted) * u64::from(FITTING) / 100;
-        let mut below = 0;
-        for (bucket, count) in state.lengths.iter().enumerate() {
-            below += u64::from(*count);
-            if below >= wanted {
-                return longest_of(bucket);
-            }
-        }
-        MOST_TOKENS
     }
 
     /// An answer told its prompt's tokens; `estimated` is what [`prompt`] said.
@@ -223,6 +279,7 @@ impl Learned {
         state.ratio += weight * off;
         state.deviation += weight * (off.abs() - state.deviation);
         state.samples = state.samples.saturating_add(1);
+        self.publish(&state);
     }
 
     /// An answer to a request without a maximum came to its end.
@@ -238,6 +295,15 @@ impl Learned {
         if state.completions.is_multiple_of(HALVING) {
             state.lengths.iter_mut().for_each(|count| *count /= 2);
         }
+        self.publish(&state);
+    }
+
+    /// Says what follows from what was seen.
+    fn publish(&self, state: &Experience) {
+        let safe = state.ratio + MARGIN * state.deviation;
+        self.likely.store(state.ratio.to_bits(), Ordering::Relaxed);
+        self.safe.store(safe.to_bits(), Ordering::Relaxed);
+        self.usual.store(state.usual(), Ordering::Relaxed);
     }
 
     pub fn experience(&self) -> Experience {
@@ -264,7 +330,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn of(text: &str) -> f64 {
-        prompt([text.as_bytes()].into_iter()) as f64 - TOKENS_PER_REQUEST as f64
+        prompt([text.as_bytes()].into_iter()).tokens as f64 - TOKENS_PER_REQUEST as f64
     }
 
     #[test]
@@ -297,10 +363,24 @@ mod tests {
 
     #[test]
     fn a_picture_is_not_read_as_text() {
-        let picture = "A".repeat(1_000_000);
-        let text = format!("[{{\"url\":\"data:image/png;base64,{picture}\"}}]");
-        assert!(of(&text) < 1_100.0, "{}", of(&text));
+        let picture = "A".repeat(640_000);
+        let text = format!("[{{\"url\":\"data:image/png;base64,{picture}\"}}, \"word word\"]");
+        assert!((10_000.0..10_100.0).contains(&of(&text)), "{}", of(&text));
         assert!(of("\"data:image/png;base64,") <= 1_020.0);
+        assert!(prompt([text.as_bytes()].into_iter()).pictures);
+    }
+
+    #[test]
+    fn a_text_about_pictures_is_a_text() {
+        let words = "word ".repeat(10_000);
+        let plain = of(&words);
+        for text in [
+            format!(";base64,{words}"),
+            format!("data:text/plain;base64,{words}"),
+            format!("data:image/png;base64,{words}"),
+        ] {
+            assert!(of(&text) >= plain, "{text:.40}");
+        }
     }
 
     #[test]
@@ -348,7 +428,7 @@ mod tests {
                 learned.saw_prompt(estimated, real);
                 learned.saw_completion(real);
             }
-            let estimated = prompt([&text[..]].into_iter());
+            let estimated = prompt([&text[..]].into_iter()).tokens;
             prop_assert!(estimated <= TOKENS_PER_REQUEST + text.len() as u64 + 63 * TOKENS_PER_PICTURE);
             prop_assert!(learned.prompt(estimated) <= estimated.max(1) * 10);
             prop_assert!(learned.completion(5) <= MOST_TOKENS);

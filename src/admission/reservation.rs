@@ -2,6 +2,7 @@
 //! whatever ends the request. Pure but for the subjects' locks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::allowance::{Allowance, Rule, Side};
 use super::amounts::Amounts;
@@ -20,7 +21,7 @@ pub struct Ask<'a> {
     /// What it may take at most, as far as one can know.
     pub amounts: Amounts,
     /// What of it is certain. The rest is a guess, which gives way where a limit has no room for it
-    /// even when empty. The same as `amounts` for a request that names its maximum.
+    /// even when empty.
     pub least: Amounts,
     /// Its id, as a number.
     pub request: u128,
@@ -30,9 +31,6 @@ impl Ask<'_> {
     pub(super) fn demand(&self, limit: &Limit) -> u64 {
         let quantity = limit.key.quantity;
         let wanted = self.amounts.of(quantity).min(limit.burst);
-        if self.least == self.amounts {
-            return self.amounts.of(quantity);
-        }
         wanted.max(self.least.of(quantity))
     }
 }
@@ -47,6 +45,26 @@ pub enum Refused {
     /// Nobody can say how the limits stand, and the operator wants no request to pass unseen.
     Unknown,
 }
+
+impl Refused {
+    /// A host's share is used up: the whole may not be, and who counts it is soon asked again.
+    pub(super) fn for_a_while(self) -> Self {
+        match self {
+            Self::Denied(mut denied) => {
+                let wait = match denied.full {
+                    Full::For(wait) => wait.min(SHARE_WAIT),
+                    Full::Always => SHARE_WAIT,
+                };
+                denied.full = Full::For(wait);
+                Self::Denied(denied)
+            }
+            other => other,
+        }
+    }
+}
+
+/// Until Redis is looked for again, and a little.
+const SHARE_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,12 +109,20 @@ pub struct Shown {
 /// A limit that only looks on, and would have refused.
 pub type Shadowed = Vec<(SubjectName, LimitKey)>;
 
+/// Who says whether there is room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judging {
+    Here,
+    /// Redis, or an operator who lets everybody pass while it is away.
+    Elsewhere,
+}
+
 /// Takes room without asking whether there is any: the limits are judged elsewhere.
 ///
 /// # Errors
 /// If another process counts now.
 pub fn hold(allowance: &Allowance, ask: &Ask<'_>, now: &Now) -> Result<Reservation, Refused> {
-    take(allowance, ask, now, false).0
+    take(allowance, ask, now, Judging::Elsewhere).0
 }
 
 /// Admits or refuses; the second part of the answer names limits in shadow mode that would have
@@ -106,14 +132,14 @@ pub fn reserve(
     ask: &Ask<'_>,
     now: &Now,
 ) -> (Result<Reservation, Refused>, Shadowed) {
-    take(allowance, ask, now, true)
+    take(allowance, ask, now, Judging::Here)
 }
 
 fn take(
     allowance: &Allowance,
     ask: &Ask<'_>,
     now: &Now,
-    judged: bool,
+    judging: Judging,
 ) -> (Result<Reservation, Refused>, Shadowed) {
     let mut shadowed = Shadowed::new();
     let mut denied: Option<Denied> = None;
@@ -130,13 +156,13 @@ fn take(
     for (number, (side, counts)) in locked.iter_mut().enumerate() {
         for rule in side.rules(ask.surface, ask.model) {
             let demand = ask.demand(&rule.limit);
-            let verdict = if judged {
-                judge(side, counts, rule, demand, now)
-            } else {
-                Ok(Standing::default())
+            let verdict = match judging {
+                Judging::Here => judge(side, counts, rule, demand, now).map(Some),
+                Judging::Elsewhere => Ok(None),
             };
             match verdict {
-                Ok(standing) => shown.note(rule, standing, demand),
+                Ok(Some(standing)) => shown.note(rule, standing, demand),
+                Ok(None) => {}
                 Err(_) if rule.limit.shadow => {
                     shadowed.push((side.subject.name.clone(), rule.limit.key.clone()));
                 }
@@ -208,7 +234,7 @@ fn judge(
 
 impl Denied {
     /// Of several limits that refuse, the one that does so the longest is told.
-    fn outlasts(&self, other: &Self) -> bool {
+    pub(super) fn outlasts(&self, other: &Self) -> bool {
         match (self.full, other.full) {
             (_, Full::Always) => false,
             (Full::Always, _) => true,

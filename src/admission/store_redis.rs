@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::RedisError;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 pub use ask::{Ask, Counter, Part, Rule, Standing, Wait};
@@ -107,6 +107,8 @@ pub struct RedisCounts {
     /// Something waits, or the circuit opened.
     bell: Notify,
     probing: tokio::sync::Mutex<()>,
+    /// Was there a probe?
+    tried: watch::Sender<bool>,
     tally: Tally,
 }
 
@@ -144,6 +146,7 @@ impl RedisCounts {
             outbox: Mutex::new(Outbox::default()),
             bell: Notify::new(),
             probing: tokio::sync::Mutex::new(()),
+            tried: watch::Sender::new(false),
             tally: Tally::default(),
         }))
     }

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::clock::Now;
 use super::counter::{Counter, Kept};
+use super::estimate::{Experience, Learned};
 use crate::config::settings::{Limit, LimitKey};
 
 /// `tenant/search` or `group/research`; the name in the store.
@@ -39,6 +40,8 @@ impl std::fmt::Display for SubjectName {
 pub struct Subject {
     pub name: SubjectName,
     counts: Mutex<Counts>,
+    /// What its models' answers have shown, by public model.
+    learned: Mutex<HashMap<Arc<str>, Arc<Learned>>>,
     /// Something changed since it was last written down.
     dirty: AtomicBool,
 }
@@ -82,13 +85,48 @@ pub struct Told {
     pub taken: u64,
 }
 
+/// What a subject leaves to the process that counts from here on.
+#[derive(Debug)]
+pub struct Parting {
+    /// What this process holds of each counter.
+    pub held: Vec<(LimitKey, u64)>,
+    pub counters: Vec<(LimitKey, Kept)>,
+}
+
 impl Subject {
     pub fn new(name: SubjectName) -> Self {
         Self {
             name,
             counts: Mutex::default(),
+            learned: Mutex::default(),
             dirty: AtomicBool::new(false),
         }
+    }
+
+    /// What the answers of a public model have shown to this subject.
+    pub fn learned(&self, model: &str) -> Arc<Learned> {
+        let mut learned = self.learned.lock();
+        if let Some(known) = learned.get(model) {
+            return known.clone();
+        }
+        let new = Arc::new(Learned::default());
+        learned.insert(model.into(), new.clone());
+        new
+    }
+
+    /// All of that, to be written down.
+    pub fn experiences(&self) -> Vec<(Arc<str>, Experience)> {
+        let learned = self.learned.lock();
+        let models = learned.iter();
+        models
+            .map(|(model, learned)| (model.clone(), learned.experience()))
+            .collect()
+    }
+
+    /// Takes over what was written down. For the start.
+    pub fn restore_experience(&self, model: &str, experience: Experience) {
+        let learned = Arc::new(Learned::from(experience));
+        self.learned.lock().insert(model.into(), learned);
     }
 
     /// The counters, to look at.
@@ -107,13 +145,13 @@ impl Subject {
     }
 
     /// What is to be written down, if anything changed since the last time.
-    pub fn changes(&self) -> Option<Vec<(LimitKey, Kept)>> {
+    pub fn changes(&self, now: u64) -> Option<Vec<(LimitKey, Kept)>> {
         if !self.dirty.load(Ordering::Relaxed) {
             return None;
         }
         let counts = self.counts.lock();
         self.dirty.store(false, Ordering::Relaxed);
-        let kept = |(key, counter): &(LimitKey, Counter)| (key.clone(), counter.keep());
+        let kept = |(key, counter): &(LimitKey, Counter)| (key.clone(), counter.keep(now));
         Some(counts.counters.iter().map(kept).collect())
     }
 
@@ -122,9 +160,11 @@ impl Subject {
         let _counts = self.change();
     }
 
-    /// Lets another process count from here on, and says what is held here.
-    pub fn hand_over(&self) -> Vec<(LimitKey, u64)> {
+    /// Lets another process count from here on: what is held here, and what all counters stand at.
+    /// In one step: what comes after it is in [`Subject::told`] alone. `now` is [`Now::steady`].
+    pub fn hand_over(&self, now: u64) -> Parting {
         let mut counts = self.counts.lock();
+        self.dirty.store(false, Ordering::Relaxed);
         counts.told.get_or_insert_default();
         let own = counts.counters.iter().enumerate().map(|(place, counter)| {
             let (key, counter) = counter;
@@ -132,7 +172,12 @@ impl Subject {
             let others: u64 = others.map(|part| part.held).sum();
             (key.clone(), counter.held().saturating_sub(others))
         });
-        own.filter(|(_, held)| *held > 0).collect()
+        let held = own.filter(|(_, held)| *held > 0).collect();
+        let kept = |(key, counter): &(LimitKey, Counter)| (key.clone(), counter.keep(now));
+        Parting {
+            held,
+            counters: counts.counters.iter().map(kept).collect(),
+        }
     }
 
     /// What was taken by [`Subject::told`] could not be told.
@@ -183,11 +228,11 @@ impl Counts {
         }
     }
 
-    /// Takes over what was written down. What was counted since stays, so this is for the start.
-    pub fn restore(&mut self, key: &LimitKey, kept: Kept, now: u64) {
+    /// Adds what was written down `passed` nanoseconds ago to what was counted since.
+    pub fn restore(&mut self, key: &LimitKey, kept: Kept, passed: u64, now: u64) {
         let place = self.place(key);
         if let Some(counter) = self.counter(place) {
-            *counter = Counter::restore(kept, key, now);
+            counter.add(kept, key, passed, now);
         }
     }
 
@@ -205,7 +250,7 @@ impl Counts {
     }
 
     /// Another process settled some of what it holds.
-    pub fn hear(&mut self, process: &str, limit: &Limit, told: &Told, now: &Now) {
+    pub fn hear(&mut self, process: &str, limit: Option<&Limit>, told: &Told, now: &Now) {
         let place = self.place(&told.key);
         let mut released = 0;
         if let Some(part) = self
@@ -217,7 +262,15 @@ impl Counts {
             part.held -= released;
         }
         self.elsewhere.retain(|part| part.held > 0);
-        self.settle(place, limit, released, told.taken, now);
+        match limit {
+            Some(limit) => self.settle(place, limit, released, told.taken, now),
+            // Gone from the configuration: how fast its bucket empties is not known any more.
+            None => {
+                if let Some(counter) = self.counter(place) {
+                    counter.release(released);
+                }
+            }
+        }
     }
 
     /// Another process is gone; what it still held is free. How much that was in all.
@@ -286,9 +339,5 @@ impl Counts {
     pub fn held(&self) -> u64 {
         let held = self.counters.iter().map(|(_, counter)| counter.held());
         held.fold(0, u64::saturating_add)
-    }
-
-    pub fn keys(&self) -> impl Iterator<Item = &LimitKey> {
-        self.counters.iter().map(|(key, _)| key)
     }
 }

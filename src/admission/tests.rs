@@ -253,7 +253,7 @@ fn a_plan_that_goes_while_its_leases_are_held_gets_them_back() {
     )
     .unwrap();
     let without = Allowance::new(&tenant("a", &[], None), &book, Part::Whole);
-    assert!(without.is_unlimited());
+    assert_eq!(without.sides[0].all().count(), 0);
     let again = Allowance::new(&with, &book, Part::Whole);
     assert!(admit(&again, &ask(1, 1), &at(0)).is_err());
     drop(held);
@@ -295,7 +295,9 @@ fn what_another_process_holds_takes_room_until_it_settles_or_dies() {
     let one = admit(&before, &ask(100, 200), &at(0)).unwrap();
     let two = admit(&before, &ask(100, 200), &at(0)).unwrap();
     let process: Arc<str> = "old".into();
-    for holding in old.hand_over() {
+    let handed_over = old.hand_over(at(0).steady);
+    assert_eq!(handed_over.counters.len(), 1);
+    for holding in handed_over.held {
         new.hold_for(&process, &holding);
     }
     assert!(old.is_handed_over());
@@ -324,4 +326,46 @@ fn what_another_process_holds_takes_room_until_it_settles_or_dies() {
     drop(two);
     assert_eq!(new.leases(0).held, 0);
     assert!(admit(&after, &ask(50, 800), &at(3)).is_ok());
+}
+
+#[test]
+fn what_was_written_down_is_added_to_what_was_counted_since() {
+    let (old, new) = (Book::default(), Book::default());
+    let limits = [
+        limit(Quantity::Requests, Window::Minute, 60),
+        limit(Quantity::Requests, Window::Day, 1_000),
+    ];
+    let who = tenant("a", &limits, None);
+    let send = |book: &Book, times: u32, now: &Now| {
+        let allowance = Allowance::new(&who, book, Part::Whole);
+        (0..times).for_each(|_| admit(&allowance, &ask(1, 1), now).unwrap().sent(now));
+    };
+    send(&old, 30, &at(0));
+    send(&new, 5, &at(10));
+    // Ten seconds later by a clock that has nothing to do with the other.
+    let restore = |passed: u64| {
+        for changed in old.hand_over(at(0).steady).counters {
+            for (key, kept) in changed.changes {
+                let name = changed.subject.name.clone();
+                new.restore(name, &key, kept, passed * SECOND, at(10).steady);
+            }
+        }
+    };
+    restore(10);
+    let used = |now: &Now| {
+        let allowance = Allowance::new(&who, &new, Part::Whole);
+        let standing = |rule: &super::allowance::Rule| {
+            let mut counts = allowance.sides[0].subject.look();
+            counts
+                .counter(rule.place)
+                .unwrap()
+                .standing(&rule.limit, now)
+                .used
+        };
+        allowance.sides[0].all().map(standing).collect::<Vec<_>>()
+    };
+    assert_eq!(used(&at(10)), [25, 35]);
+    // A debt of more than two periods is forgiven.
+    (0..10).for_each(|_| restore(0));
+    assert_eq!(used(&at(10)), [120, 335]);
 }

@@ -9,7 +9,9 @@ use clap::Args;
 use super::sources::Configuration;
 use super::{Exit, complain, complain_of, print};
 use crate::admission::book::Book;
+use crate::admission::store_redis::RedisCounts;
 use crate::config::explain::ExplainError;
+use crate::config::settings::Store;
 use crate::config::{self, Layer, Loaded, Settings, diff};
 use crate::identity::standing::Standing;
 use crate::server::tls::Fresh;
@@ -85,6 +87,11 @@ fn try_files(settings: &Arc<Settings>) -> Result<(), Vec<String>> {
         if let Err(cause) = Fresh::read(tls) {
             problems.push(cause.to_string());
         }
+    }
+    if let Store::Redis(redis) = &settings.server.store
+        && let Err(cause) = RedisCounts::connect(redis, "check")
+    {
+        problems.push(format!("server.store.redis: {cause}"));
     }
     let standing = Arc::new(Standing::new(&settings.identity.signed_requests));
     let registry = Registry::default();

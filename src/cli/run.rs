@@ -44,7 +44,9 @@ pub(super) fn serve(start: Start) -> Exit {
         Ok(()) => Exit::Success,
         Err(StartError::Config(mistakes)) => complain_of(&mistakes),
         Err(StartError::Source(cause)) => super::sources::complain_of_source(&cause),
-        Err(error @ (StartError::Certificate(_) | StartError::Snapshot(_))) => {
+        Err(
+            error @ (StartError::Certificate(_) | StartError::Snapshot(_) | StartError::Redis(_)),
+        ) => {
             complain(&error.to_string());
             Exit::Misconfigured
         }

@@ -12,10 +12,12 @@ pub struct CounterRow {
     pub subject: String,
     /// Which limit's.
     pub key: String,
-    /// When the bucket will have run empty, in nanoseconds since 1970; up to `i64::MAX`.
-    pub bucket_empty_at: u64,
-    /// The amount of the limit that `bucket_empty_at` was computed for.
+    /// Nanoseconds that the bucket took to run empty when this was written; up to `i64::MAX`.
+    pub bucket_level: u64,
+    /// The amount of the limit that `bucket_level` was computed for.
     pub bucket_amount: u64,
+    /// To the millisecond.
+    pub written: Timestamp,
     pub spans: [SpanRow; 2],
 }
 
@@ -36,9 +38,9 @@ impl Database {
     /// If the database cannot be read.
     pub fn read_counters(&self) -> Result<Vec<CounterRow>, DatabaseError> {
         let mut statement = self.connection.prepare(
-            "SELECT subject, key, bucket_empty_at, bucket_amount,
+            "SELECT subject, key, bucket_level, bucket_amount,
                     first_start, first_used, first_extra,
-                    second_start, second_used, second_extra FROM counters",
+                    second_start, second_used, second_extra, touched FROM counters",
         )?;
         let rows = statement.query_map([], read)?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -50,7 +52,9 @@ impl Database {
     /// If the database cannot be written.
     pub fn forget_counters(&self, older_than: Timestamp) -> Result<usize, DatabaseError> {
         let forget = "DELETE FROM counters WHERE touched < ?1";
-        Ok(self.connection.execute(forget, [older_than.as_second()])?)
+        Ok(self
+            .connection
+            .execute(forget, [older_than.as_millisecond()])?)
     }
 }
 
@@ -66,18 +70,15 @@ fn read(row: &Row<'_>) -> rusqlite::Result<CounterRow> {
     Ok(CounterRow {
         subject: row.get(0)?,
         key: row.get(1)?,
-        bucket_empty_at: count(2)?,
+        bucket_level: count(2)?,
         bucket_amount: count(3)?,
         spans: [span(4)?, span(7)?],
+        written: Timestamp::from_millisecond(row.get(10)?).unwrap_or_default(),
     })
 }
 
 /// Puts each row in the place of the one before it.
-pub(super) fn put(
-    connection: &Connection,
-    rows: &[CounterRow],
-    now: Timestamp,
-) -> rusqlite::Result<()> {
+pub(super) fn put(connection: &Connection, rows: &[CounterRow]) -> rusqlite::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -89,7 +90,7 @@ pub(super) fn put(
         statement.execute(params![
             row.subject,
             row.key,
-            stored(row.bucket_empty_at),
+            stored(row.bucket_level),
             stored(row.bucket_amount),
             first.start,
             stored(first.used),
@@ -97,7 +98,7 @@ pub(super) fn put(
             second.start,
             stored(second.used),
             stored(second.extra),
-            now.as_second(),
+            row.written.as_millisecond(),
         ])?;
     }
     Ok(())

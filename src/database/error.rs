@@ -31,6 +31,9 @@ pub enum DatabaseError {
     /// Found while opening; [`super::Database::open`] mends it and does not return it.
     #[error("{}: not a database of tidegate: {what}", path.display())]
     Damaged { path: PathBuf, what: String },
+    /// Found by [`super::Database::look`].
+    #[error("{}: the file that is in use was deleted or replaced", .0.display())]
+    Gone(PathBuf),
     #[error("{}: {cause}", path.display())]
     File { path: PathBuf, cause: io::Error },
     #[error("database: {0}")]
@@ -52,6 +55,11 @@ impl DatabaseError {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
             ),
         }
+    }
+
+    /// What is open is not the file at its place any more. Nothing that is written will be found.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone(_))
     }
 
     /// No room on the disk. Worth another try later.

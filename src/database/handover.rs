@@ -70,6 +70,7 @@ impl Database {
         let taken = read_settlements(&transaction)?;
         transaction.execute("DELETE FROM settlements", [])?;
         transaction.commit()?;
+        self.watched.take_note();
         Ok(taken)
     }
 }

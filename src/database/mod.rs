@@ -16,6 +16,7 @@ mod open;
 pub mod ownership;
 mod reader;
 mod schema;
+mod watch;
 mod write;
 
 pub use counters::{CounterRow, SpanRow};
@@ -33,6 +34,7 @@ use rusqlite::Connection;
 #[derive(Debug)]
 pub struct Database {
     connection: Connection,
+    watched: watch::Watched,
 }
 
 /// What fits into SQLite's integers: the rest counts as the most there is.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags};
 
+use super::watch::Watched;
 use super::{Database, DatabaseError, schema};
 
 /// Its name in `state_dir`.
@@ -19,6 +20,8 @@ pub const FILE: &str = "tidegate.db";
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Who used what is nobody else's business.
 const MODE: u32 = 0o600;
+/// A file up to this is read whole when it is opened, in bytes: a second of a slow disk.
+const MOST_CHECKED: u64 = 64 << 20;
 /// The log is cut back to this after a burst, in bytes.
 const MOST_LOG: i64 = 16 << 20;
 
@@ -45,7 +48,7 @@ impl Database {
     /// that is none of ours or does not hold together is moved to
     /// `<path>.corrupt-<unix seconds>` together with its log.
     ///
-    /// It reads the whole file once. A process that has it open already must have dropped it before,
+    /// It reads the file once, but not a large ledger. A process that has it open already must have dropped it before,
     /// if it was found to be corrupt.
     ///
     /// # Errors
@@ -90,7 +93,12 @@ fn try_open(path: &Path) -> Result<(Database, State), DatabaseError> {
         check(&connection, path)?;
     }
     let state = if fresh { State::Fresh } else { State::Existing };
-    Ok((Database { connection }, state))
+    let watched = Watched::new(path);
+    let database = Database {
+        connection,
+        watched,
+    };
+    Ok((database, state))
 }
 
 /// Makes an empty file with the right permissions, which its log inherits, if there is none.
@@ -115,15 +123,25 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
-fn check(connection: &Connection, path: &Path) -> Result<(), DatabaseError> {
-    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if found == "ok" {
-        return Ok(());
+/// Reads what must hold together before anybody counts by it. The ledger, which grows, only while it
+/// is small: what is damaged there is found when it is read.
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DatabaseError> {
+    let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let tables: &[&str] = match size {
+        0..=MOST_CHECKED => &["1"],
+        _ => &["meta", "counters", "held", "settlements", "learned"],
+    };
+    for table in tables {
+        let check = format!("PRAGMA quick_check({table})");
+        let found: String = connection.query_row(&check, [], |row| row.get(0))?;
+        if found != "ok" {
+            return Err(DatabaseError::Damaged {
+                path: path.to_owned(),
+                what: found,
+            });
+        }
     }
-    Err(DatabaseError::Damaged {
-        path: path.to_owned(),
-        what: found,
-    })
+    Ok(())
 }
 
 /// Renames the file and its log alike, so that SQLite's own tools find both.

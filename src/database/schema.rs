@@ -20,7 +20,7 @@ CREATE TABLE meta (
 CREATE TABLE counters (
     subject         TEXT NOT NULL,
     key             TEXT NOT NULL,
-    bucket_empty_at INTEGER NOT NULL, -- unix nanoseconds
+    bucket_level    INTEGER NOT NULL, -- nanoseconds
     bucket_amount   INTEGER NOT NULL,
     first_start     INTEGER NOT NULL,
     first_used      INTEGER NOT NULL,
@@ -28,7 +28,7 @@ CREATE TABLE counters (
     second_start    INTEGER NOT NULL,
     second_used     INTEGER NOT NULL,
     second_extra    INTEGER NOT NULL,
-    touched         INTEGER NOT NULL, -- unix seconds
+    touched         INTEGER NOT NULL, -- unix milliseconds
     PRIMARY KEY (subject, key)
 ) STRICT, WITHOUT ROWID;
 

@@ -52,7 +52,8 @@ fn counter(subject: &str, used: u64) -> CounterRow {
     CounterRow {
         subject: subject.to_owned(),
         key: "requests/day".to_owned(),
-        bucket_empty_at: 1_793_534_400_000_000_123,
+        bucket_level: 30_000_000_123,
+        written: at(HOUR),
         bucket_amount: 60,
         spans: [
             SpanRow {
@@ -108,7 +109,7 @@ fn what_was_written_is_there_after_a_crash() {
             text: "{}".to_owned(),
         }],
     };
-    database.write(&batch, at(HOUR)).unwrap();
+    database.write(&batch).unwrap();
 
     let crashed = as_after_a_crash(&path, &folder.path().join("crashed"));
     let (mut again, state) = open(&crashed);
@@ -134,7 +135,7 @@ fn a_log_that_ends_in_the_middle_loses_its_last_writes_and_nothing_else() {
             counters: &counters,
             ..Batch::default()
         };
-        database.write(&batch, at(HOUR)).unwrap();
+        database.write(&batch).unwrap();
     }
     let length = fs::metadata(with(&path, "-wal")).unwrap().len();
     for (number, part) in [10, 30, 60, 90, 99].into_iter().enumerate() {
@@ -161,7 +162,7 @@ fn the_file_is_for_its_user_alone() {
         counters: &[counter("a", 1)],
         ..Batch::default()
     };
-    database.write(&batch, at(HOUR)).unwrap();
+    database.write(&batch).unwrap();
     let mode = |ending| {
         let metadata = fs::metadata(with(&path, ending)).unwrap();
         metadata.permissions().mode() & 0o777
@@ -206,7 +207,7 @@ fn a_database_with_a_damaged_page_is_moved_aside() {
         ledger: &rows,
         ..Batch::default()
     };
-    database.write(&batch, at(HOUR)).unwrap();
+    database.write(&batch).unwrap();
     drop(database);
     assert!(!with(&path, "-wal").exists());
     let mut bytes = fs::read(&path).unwrap();
@@ -288,7 +289,7 @@ fn a_database_that_became_read_only_says_so() {
         counters: &[counter("a", 1)],
         ..Batch::default()
     };
-    let error = database.write(&batch, at(HOUR)).unwrap_err();
+    let error = database.write(&batch).unwrap_err();
     assert!(error.is_read_only() && !error.is_full() && !error.is_corrupt());
 }
 
@@ -312,14 +313,61 @@ fn a_full_disk_takes_nothing_of_a_batch_and_the_same_batch_later() {
         ledger: &rows,
         ..Batch::default()
     };
-    let error = database.write(&batch, at(HOUR)).unwrap_err();
+    let error = database.write(&batch).unwrap_err();
     assert!(error.is_full(), "{error:?}");
     assert!(database.read_counters().unwrap().is_empty());
     assert!(ledger(&path, ALWAYS).is_empty());
     pages(1 << 30)(&database.connection).unwrap();
-    database.write(&batch, at(HOUR)).unwrap();
+    database.write(&batch).unwrap();
     assert_eq!(ledger(&path, ALWAYS).len(), 2_000);
     assert_eq!(database.read_counters().unwrap().len(), 1);
+}
+
+#[test]
+fn a_file_that_was_deleted_or_replaced_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let (mut database, _) = open(&path);
+    let batch = Batch {
+        counters: &[counter("a", 1)],
+        ..Batch::default()
+    };
+    database.look().unwrap();
+    fs::remove_file(&path).unwrap();
+    database.write(&batch).unwrap();
+    let error = database.look().unwrap_err();
+    assert!(error.is_gone() && !error.is_corrupt(), "{error:?}");
+    let (mut other, state) = open(&path);
+    assert_eq!(state, State::Fresh);
+    assert!(database.look().unwrap_err().is_gone());
+    database.write(&batch).unwrap();
+    assert!(database.look().unwrap_err().is_gone());
+    other.look().unwrap();
+}
+
+#[test]
+fn what_others_wrote_into_the_file_is_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let (mut database, _) = open(&path);
+    let (mut other, _) = open(&path);
+    let batch = Batch {
+        counters: &[counter("a", 1)],
+        ..Batch::default()
+    };
+    other.write(&batch).unwrap();
+    let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+    other
+        .connection
+        .query_row(checkpoint, [], |_| Ok(()))
+        .unwrap();
+    drop(other);
+    database.look().unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    let garbage = vec![0xa5; usize::try_from(length).unwrap()];
+    fs::write(&path, garbage).unwrap();
+    let error = database.look().unwrap_err();
+    assert!(error.is_corrupt(), "{error:?}");
 }
 
 #[test]
@@ -336,7 +384,7 @@ fn ledger_rows_add_up_and_never_overflow() {
             ledger: &rows,
             ..Batch::default()
         };
-        database.write(&batch, at(HOUR)).unwrap();
+        database.write(&batch).unwrap();
     }
     let found = ledger(&path, ALWAYS);
     assert_eq!(found.len(), 3);
@@ -357,7 +405,7 @@ fn a_period_holds_the_hours_that_begin_in_it() {
         ledger: &rows,
         ..Batch::default()
     };
-    database.write(&batch, at(HOUR)).unwrap();
+    database.write(&batch).unwrap();
     let hours = |from, to| -> Vec<i64> {
         let period = Period { from, to };
         let hours = ledger(&path, period);
@@ -379,21 +427,28 @@ fn counters_are_replaced_saturate_and_are_forgotten_when_untouched() {
     let folder = tempfile::tempdir().unwrap();
     let (mut database, _) = open(&folder.path().join(FILE));
     let mut write = |rows: &[CounterRow], now| {
+        let rows = rows.iter().cloned();
+        let rows: Vec<_> = rows
+            .map(|row| CounterRow {
+                written: at(now),
+                ..row
+            })
+            .collect();
         let batch = Batch {
-            counters: rows,
+            counters: &rows,
             ..Batch::default()
         };
-        database.write(&batch, at(now)).unwrap();
+        database.write(&batch).unwrap();
         database.read_counters().unwrap()
     };
     write(&[counter("a", 1), counter("b", 1)], HOUR);
     let mut most = counter("a", u64::MAX);
-    most.bucket_empty_at = u64::MAX;
+    most.bucket_level = u64::MAX;
     most.spans[1].start = i64::MIN;
     let found = write(&[most], HOUR + 10);
     assert_eq!(found.len(), 2);
     assert_eq!(found[0].spans[0].used, i64::MAX as u64);
-    assert_eq!(found[0].bucket_empty_at, i64::MAX as u64);
+    assert_eq!(found[0].bucket_level, i64::MAX as u64);
     assert_eq!(found[0].spans[1].start, i64::MIN);
     assert_eq!(database.forget_counters(at(HOUR + 10)).unwrap(), 1);
     assert_eq!(database.read_counters().unwrap()[0].subject, "a");
@@ -415,7 +470,7 @@ fn what_a_process_holds_is_replaced_and_forgotten_by_process() {
             counters: &[counter("a", 1)],
             ..Batch::default()
         };
-        database.write(&batch, at(HOUR)).unwrap();
+        database.write(&batch).unwrap();
     };
     write("a", Some(&[held("x", 1), held("y", 2)]));
     write("b", Some(&[held("x", 3)]));
@@ -460,7 +515,7 @@ fn a_settlement_is_taken_once_by_whoever_asks() {
                 settlements: &[row],
                 ..Batch::default()
             };
-            old.write(&batch, at(HOUR)).unwrap();
+            old.write(&batch).unwrap();
         }
         let taken = takers.map(|taker| taker.join().unwrap());
         taken.concat()
@@ -499,7 +554,7 @@ fn a_report_reads_beside_the_writer_and_sees_whole_batches() {
                 ledger: &[row(HOUR, "a", 1), row(HOUR, "b", 1)],
                 ..Batch::default()
             };
-            database.write(&batch, at(HOUR)).unwrap();
+            database.write(&batch).unwrap();
         }
         done.store(true, Ordering::Release);
         let (reads, sum) = reading.join().unwrap();
@@ -524,7 +579,7 @@ fn two_processes_that_begin_at_once_make_one_database() {
                     counters: &[counter(&number.to_string(), 1)],
                     ..Batch::default()
                 };
-                database.write(&batch, at(HOUR)).unwrap();
+                database.write(&batch).unwrap();
             });
         }
     });

@@ -1,6 +1,5 @@
 //! Writes a batch: all of it, or nothing.
 
-use jiff::Timestamp;
 use rusqlite::TransactionBehavior;
 
 use super::counters::{self, CounterRow};
@@ -42,14 +41,14 @@ impl Database {
     ///
     /// # Errors
     /// If it cannot be written; then nothing of it is, and the same batch may be written again.
-    pub fn write(&mut self, batch: &Batch<'_>, now: Timestamp) -> Result<(), DatabaseError> {
+    pub fn write(&mut self, batch: &Batch<'_>) -> Result<(), DatabaseError> {
         if batch.is_empty() {
             return Ok(());
         }
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
-        counters::put(&transaction, batch.counters, now)?;
+        counters::put(&transaction, batch.counters)?;
         if let Some(held) = batch.held {
             handover::put_held(&transaction, batch.process, held)?;
         }
@@ -57,6 +56,7 @@ impl Database {
         learned::put(&transaction, batch.learned)?;
         ledger::add(&transaction, batch.ledger)?;
         transaction.commit()?;
+        self.watched.take_note();
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::Gateway;
 use crate::admission::allowance::bit;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::counter::{Full, Standing};
-use crate::admission::estimate;
+use crate::admission::estimate::{self, Learned};
 use crate::admission::reservation::{Ask, Denied, Refused, Shown};
 use crate::config::money::format_money;
 use crate::config::settings::{LimitKey, Quantity, Rates, Window};
@@ -25,30 +25,43 @@ use crate::snapshot::Snapshot;
 
 /// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// OpenAI's own bound of `n`.
+const MOST_CHOICES: u64 = 128;
 /// While nobody can say how the limits stand.
 const UNKNOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// What a body says of what it will take. Asked before the body is edited.
 pub(super) fn expected(fields: &Fields<'_>, route: &Route) -> Expected {
-    let texts = [
-        &fields.messages,
-        &fields.input,
-        &fields.prompt,
-        &fields.system,
-        &fields.tools,
-    ];
-    let texts = texts.into_iter().flatten();
+    // All of it: providers find prompts in fields that nobody here has heard of.
+    let texts = fields.members().iter();
+    let texts = texts.filter_map(|member| fields.bytes(&member.value));
     let asked = [
         fields.max_tokens,
         fields.max_completion_tokens,
         fields.max_output_tokens,
     ];
-    // What the route sets comes over what the client says.
-    let asked = route.most_output.or(asked.into_iter().flatten().max());
+    // What the route sets comes over what the client says, field by field.
+    let asked = route.most_output.iter().zip(asked);
+    let asked = asked.filter_map(|(fixed, asked)| fixed.or(asked)).max();
     Expected {
-        prompt: estimate::prompt(texts.filter_map(|span| fields.bytes(span))),
+        prompt: estimate::prompt(texts),
         most_output: asked.map(|most| most.min(MOST_TOKENS)),
+        choices: choices(fields),
     }
+}
+
+/// How many answers are asked for at once: each is generated.
+fn choices(fields: &Fields<'_>) -> u64 {
+    let number = |key| {
+        let spans = fields.spans(key);
+        let numbers = spans.filter_map(|span| {
+            let text = std::str::from_utf8(fields.bytes(&span)?).ok()?;
+            text.parse::<u64>().ok()
+        });
+        numbers.max()
+    };
+    let asked = number("n").max(number("best_of"));
+    asked.unwrap_or(1).clamp(1, MOST_CHOICES)
 }
 
 impl Gateway {
@@ -61,16 +74,18 @@ impl Gateway {
         };
         let at = Timestamp::now();
         let surface = routed.surface.name();
-        let (amounts, least) = amounts(&snapshot, routed, at);
         let Some(allowance) = snapshot.allowance(&routed.identity.tenant.id) else {
             return Err(Refusal::new(Code::Internal, "The tenant is not known."));
         };
+        let model = ctx.model().unwrap_or_default();
+        let learned = allowance.learned(model);
+        let (amounts, least) = amounts(&snapshot, routed, &learned, at);
         let ask = Ask {
             surface: bit(surface),
-            model: ctx.model().unwrap_or_default(),
+            model,
             amounts,
             least,
-            request: u128::from_str_radix(ctx.request_id(), 16).unwrap_or_default(),
+            request: ctx.request_number,
         };
         let now = self.counting.now(&snapshot.calendar);
         let share = snapshot.share(&routed.identity.tenant.id);
@@ -93,6 +108,7 @@ impl Gateway {
         ctx.admitted = Some(Admitted {
             shown: shown(&lease.shown),
             lease: Some(lease),
+            learned,
             counted: self.metrics.show_admitted(),
             at,
         });
@@ -112,7 +128,12 @@ impl Gateway {
 }
 
 /// What the request may take in all, and what of it is certain: its prompt.
-fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amounts) {
+fn amounts(
+    snapshot: &Snapshot,
+    routed: &Routed,
+    learned: &Learned,
+    at: Timestamp,
+) -> (Amounts, Amounts) {
     let one = Amounts {
         requests: 1,
         ..Amounts::default()
@@ -120,12 +141,13 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
     let Some(route) = &routed.route else {
         return (one, one);
     };
-    let prompt = route.learned.prompt(routed.expected.prompt);
+    let prompt = learned.prompt(routed.expected.prompt.tokens);
     let completion = match routed.expected.most_output {
         _ if routed.surface == Surface::Embeddings => 0,
         Some(most) => most,
-        None => route.learned.completion(route.usual_output),
+        None => learned.completion(route.usual_output),
     };
+    let completion = completion.saturating_mul(routed.expected.choices);
     let rates = routed.lanes.iter().filter_map(|lane| {
         let prices = snapshot.prices.of(&lane.pool.settings.id, &lane.model);
         prices.rates_at(at)
@@ -145,21 +167,24 @@ fn amounts(snapshot: &Snapshot, routed: &Routed, at: Timestamp) -> (Amounts, Amo
         };
         dearest.map_or(0, |rates| cost(rates, &usage).nanos())
     };
+    // What was learned, and what is usual, are guesses; what stands in the body is not.
+    let sure = prompt.min(routed.expected.prompt.tokens);
+    let sure_completion = routed.expected.most_output.map_or(0, |_| completion);
     let least = Amounts {
-        prompt,
-        uncached: prompt,
-        cost: money(prompt, 0),
+        prompt: sure,
+        uncached: sure,
+        completion: sure_completion,
+        cost: money(sure, sure_completion),
         ..one
     };
     let amounts = Amounts {
+        prompt,
+        uncached: prompt,
         completion,
         cost: money(prompt, completion),
-        ..least
+        ..one
     };
-    match routed.expected.most_output {
-        Some(_) => (amounts, amounts),
-        None => (amounts, least),
-    }
+    (amounts, least)
 }
 
 /// What the caller is told of a limit that has no room.
@@ -181,6 +206,11 @@ fn refusal(denied: &Denied, at: Timestamp, currency: &str) -> Refusal {
              max_tokens."
                 .to_owned(),
         ),
+        Full::For(wait) if key.quantity == Quantity::Concurrent => (
+            Code::RateLimitExceeded,
+            Some(wait.min(LONGEST_WAIT)),
+            "It has room again when one of them ends.".to_owned(),
+        ),
         Full::For(wait) => {
             let calendar = matches!(key.window, Window::Day | Window::Month);
             let again = format!(
@@ -195,8 +225,13 @@ fn refusal(denied: &Denied, at: Timestamp, currency: &str) -> Refusal {
             }
         }
     };
+    let at_once = if standing.room < standing.limit {
+        format!(", {} at once", quantity(key, standing.room, currency))
+    } else {
+        String::new()
+    };
     let message = format!(
-        "The limit {} allows {whose} {}: {} used, {} reserved by requests under way, {} asked for. \
+        "The limit {} allows {whose} {}{at_once}: {} used, {} reserved by requests under way, {} asked for. \
          {end}",
         limit_name(key),
         quantity(key, standing.limit, currency),

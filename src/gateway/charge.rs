@@ -5,14 +5,21 @@ use log::warn;
 
 use super::Gateway;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
+use crate::admission::estimate::Learned;
 use crate::config::settings::CutCharge;
-use crate::context::{Admitted, Context, Watch};
+use crate::context::{Admitted, Context, Routed, Watch};
 use crate::ledger::cost::{Money, cost, saved};
 use crate::ledger::journal::Entry;
 use crate::relay::usage::Usage;
 
 /// Bytes of JSON that are one token of an answer nobody has counted, roughly.
 const BYTES_PER_TOKEN: u64 = 4;
+/// What an event of one token takes at most, with all that is around the token.
+const BYTES_PER_EVENT: u64 = 600;
+/// How much longer than allowed an answer may be said to be, in times and in tokens besides: some
+/// count reasoning apart.
+const LENIENCE: u64 = 2;
+const FEW: u64 = 1_000;
 
 /// What is charged for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +62,7 @@ impl Gateway {
             lease.settle(&used, &now);
         }
         if let Some(charge) = &charge {
-            self.learn(ctx, charge);
+            learn(ctx, &admitted.learned, charge);
             self.post(ctx, charge, now.wall);
         }
         charge
@@ -64,12 +71,14 @@ impl Gateway {
     fn weigh(&self, ctx: &Context, admitted: &Admitted, sent: u64) -> Option<Charge> {
         let outcome = outcome(ctx, sent);
         let routed = ctx.routed()?;
-        let route = routed.route.as_ref()?;
+        routed.route.as_ref()?;
         let last = ctx.attempts.last.as_ref()?;
         if !outcome.taken {
             return None;
         }
-        let told = outcome.usage.filter(|usage| is_sensible(usage, &outcome));
+        let most = most_output(routed);
+        let told = outcome.usage;
+        let told = told.filter(|usage| is_sensible(usage, &outcome, most));
         if outcome.usage.is_some() && told.is_none() {
             warn!(
                 "An upstream told a usage that cannot be; it is estimated instead. upstream={} request_id={}",
@@ -81,8 +90,8 @@ impl Gateway {
                 .with_label_values(&[last.upstream.as_str()])
                 .inc();
         }
-        let reported_only =
-            !outcome.whole && routed.identity.tenant.plan.cut == CutCharge::Reported;
+        let cut = routed.identity.tenant.plan.cut;
+        let reported_only = !outcome.whole && cut == CutCharge::Reported;
         let estimated = told.is_none();
         let usage = match told {
             Some(usage) => usage,
@@ -90,13 +99,12 @@ impl Gateway {
                 prompt: outcome.prompt.unwrap_or(0),
                 ..Usage::default()
             },
-            None => Usage {
-                prompt: outcome
-                    .prompt
-                    .unwrap_or_else(|| route.learned.likely_prompt(routed.expected.prompt)),
-                completion: outcome.seen,
-                ..Usage::default()
-            },
+            None => {
+                let asked = admitted
+                    .learned
+                    .likely_prompt(routed.expected.prompt.tokens);
+                guess(&outcome, asked, most)
+            }
         };
         let prices = ctx.snapshot.prices.of(&last.upstream, &last.model);
         let rates = prices.rates_at(admitted.at);
@@ -107,19 +115,6 @@ impl Gateway {
             cost: rates.map(|rates| cost(rates, &usage)),
             saved: rates.map_or(Money::ZERO, |rates| saved(rates, &usage)),
         })
-    }
-
-    fn learn(&self, ctx: &Context, charge: &Charge) {
-        let Some(routed) = ctx.routed().filter(|_| !charge.estimated) else {
-            return;
-        };
-        let Some(route) = &routed.route else { return };
-        route
-            .learned
-            .saw_prompt(routed.expected.prompt, charge.usage.prompt);
-        if routed.expected.most_output.is_none() && !charge.cut {
-            route.learned.saw_completion(charge.usage.completion);
-        }
     }
 
     fn post(&self, ctx: &Context, charge: &Charge, wall: i64) {
@@ -159,6 +154,25 @@ impl Gateway {
     }
 }
 
+fn learn(ctx: &Context, learned: &Learned, charge: &Charge) {
+    let Some(routed) = ctx.routed().filter(|_| !charge.estimated) else {
+        return;
+    };
+    let expected = &routed.expected;
+    if !expected.prompt.pictures {
+        learned.saw_prompt(expected.prompt.tokens, charge.usage.prompt);
+    }
+    if expected.most_output.is_none() && !charge.cut {
+        learned.saw_completion(charge.usage.completion / expected.choices.max(1));
+    }
+}
+
+/// What the request allows in all its answers; `None` if nobody has said.
+fn most_output(routed: &Routed) -> Option<u64> {
+    let most = routed.expected.most_output?;
+    Some(most.saturating_mul(routed.expected.choices))
+}
+
 fn amounts(charge: &Charge) -> Amounts {
     let usage = charge.usage;
     Amounts {
@@ -170,8 +184,22 @@ fn amounts(charge: &Charge) -> Amounts {
     }
 }
 
+/// A usage that nobody told: `asked` is what the prompt likely took. However much was seen, an
+/// upstream makes no more than it was allowed to.
+fn guess(outcome: &Outcome, asked: u64, most: Option<u64>) -> Usage {
+    Usage {
+        prompt: outcome.prompt.unwrap_or(asked),
+        completion: outcome.seen.min(most.unwrap_or(u64::MAX)),
+        ..Usage::default()
+    }
+}
+
 /// Reads what the stages have left behind.
 fn outcome(ctx: &Context, sent: u64) -> Outcome {
+    if ctx.answer.status >= 400 {
+        // Whatever came, the caller got an error.
+        return Outcome::default();
+    }
     let whole = ctx.answer.complete;
     // The client left while the upstream was at work. An attempt that failed has ended before.
     let left = ctx.client_gone && ctx.attempts.left_at_work;
@@ -186,7 +214,7 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
                 whole,
                 usage: seen.usage.filter(|_| last_word),
                 prompt: seen.usage.map(|usage| usage.prompt).filter(is_prompt),
-                seen: seen.content_events,
+                seen: tokens_seen(seen.content_events, sent),
                 spoke: seen.first_content,
             }
         }
@@ -206,13 +234,65 @@ fn outcome(ctx: &Context, sent: u64) -> Outcome {
     }
 }
 
+/// Of a stream. An event is a token where providers send each as it comes (DeepSeek does); where they
+/// gather some, the bytes tell.
+fn tokens_seen(events: u64, sent: u64) -> u64 {
+    let text = sent.saturating_sub(events.saturating_mul(BYTES_PER_EVENT) + BYTES_PER_EVENT);
+    events.max(text / BYTES_PER_TOKEN)
+}
+
 /// Nobody pays for a number that no model can reach, and nobody is served for nothing: no prompt is
 /// empty to a model, and what was heard was made of tokens.
-fn is_sensible(usage: &Usage, outcome: &Outcome) -> bool {
+fn is_sensible(usage: &Usage, outcome: &Outcome, most: Option<u64>) -> bool {
     let silent = usage.completion == 0 && outcome.spoke;
-    is_prompt(&usage.prompt) && usage.completion <= MOST_TOKENS && !silent
+    let most = most.map_or(MOST_TOKENS, |most| {
+        most.saturating_mul(LENIENCE).saturating_add(FEW)
+    });
+    is_prompt(&usage.prompt) && usage.completion <= most.min(MOST_TOKENS) && !silent
 }
 
 fn is_prompt(tokens: &u64) -> bool {
     (1..=MOST_TOKENS).contains(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guess_is_what_was_seen_and_never_more_than_was_allowed() {
+        let outcome = Outcome {
+            seen: 160,
+            ..Outcome::default()
+        };
+        let completion = |most| guess(&outcome, 7, most).completion;
+        assert_eq!((completion(None), completion(Some(500))), (160, 160));
+        assert_eq!(completion(Some(20)), 20);
+        assert_eq!(guess(&outcome, 7, None).prompt, 7);
+        let told = Outcome {
+            prompt: Some(9),
+            ..outcome
+        };
+        assert_eq!(guess(&told, 7, None).prompt, 9);
+    }
+
+    #[test]
+    fn an_event_is_a_token_until_the_bytes_say_more() {
+        assert_eq!(tokens_seen(0, 500), 0);
+        assert_eq!(tokens_seen(100, 30_000), 100);
+        assert!(tokens_seen(33, 100_574) > 19_000);
+    }
+
+    #[test]
+    fn a_usage_far_beyond_what_was_allowed_is_none() {
+        let usage = |completion| Usage {
+            prompt: 5,
+            completion,
+            ..Usage::default()
+        };
+        let sensible =
+            |completion, most| is_sensible(&usage(completion), &Outcome::default(), most);
+        assert!(sensible(10, Some(10)) && sensible(400, Some(10)));
+        assert!(!sensible(5_000, Some(10)) && sensible(5_000, None));
+    }
 }

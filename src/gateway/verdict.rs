@@ -92,7 +92,7 @@ impl Gateway {
     ) -> Box<Error> {
         let error = Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up();
         let refusal = refusal_for(status, retry_after).unwrap_or_else(|| match status {
-            400.. => super::answer::upstream_error(status, b""),
+            400.. => super::answer::upstream_error(status, b"", std::iter::empty()),
             _ => Refusal::new(Code::UpstreamError, "The upstream's answer was empty."),
         });
         let failure = if status < 400 {

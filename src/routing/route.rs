@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::admission::estimate::Learned;
 use crate::identity::directory::Identity;
 use crate::request::edit::JsonText;
 use crate::request::refusal::{Code, Family, Refusal};
@@ -18,12 +17,11 @@ pub struct Route {
     pub lanes: Vec<Arc<Lane>>,
     /// Body fields that the name fixes.
     pub set: Vec<(String, JsonText)>,
-    /// Completion tokens that `set` allows, if it says so.
-    pub most_output: Option<u64>,
+    /// Completion tokens that `set` allows, by the field that says so: `max_tokens`,
+    /// `max_completion_tokens`, `max_output_tokens`.
+    pub most_output: [Option<u64>; 3],
     /// Reserved for requests that name no maximum, until it is known what is usual.
     pub usual_output: u64,
-    /// What its answers have shown.
-    pub learned: Arc<Learned>,
 }
 
 /// All routes, by public name.

@@ -259,6 +259,7 @@ impl Parts {
             readiness: readiness.clone(),
             reloaded: reloaded.clone(),
             pin_mismatches: metrics.upstream_pin_mismatches.clone(),
+            shared: counting.shared().cloned(),
         };
         server.add_service(background_service("upkeep", upkeep));
         let connections_open = metrics.connections_open.clone();

@@ -19,17 +19,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use log::{error, info, warn};
+use log::{error, warn};
 
 use crate::admission::counting::Counting;
 use crate::config::settings::{Accounting, Settings};
-use crate::database::ownership::{Alive, Ownership, Successor};
+use crate::database::ownership::{Ownership, Successor};
 use crate::database::{DatabaseError, Meta};
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
-use keeper::Keeper;
+use keeper::{Keeper, Role};
 
 /// What a crash loses of the counts at most, and a little.
 const TICK: Duration = Duration::from_millis(250);
@@ -66,10 +66,6 @@ pub struct Kept {
 pub struct Bookkeeping {
     kept: Kept,
     keeper: Keeper,
-    /// `None` where no lock can be had: then nobody else can be told apart.
-    ownership: Option<Ownership>,
-    alive: Option<Alive>,
-    process: Arc<str>,
 }
 
 /// The running thread.
@@ -96,20 +92,10 @@ impl Bookkeeping {
                 None
             }
         };
-        let alive = ownership
-            .as_ref()
-            .and_then(|_| Alive::mark(dir, &process).ok());
-        let mut keeper = Keeper::new(dir, process.clone());
+        let mut keeper = Keeper::new(dir, process, ownership);
         keeper.open(&kept)?;
         keeper.note(&meta(&settings.accounting));
-        keeper.take_over(&kept);
-        Ok(Self {
-            kept,
-            keeper,
-            ownership,
-            alive,
-            process,
-        })
+        Ok(Self { kept, keeper })
     }
 
     /// What is counted.
@@ -130,9 +116,6 @@ impl Bookkeeping {
         let mut thread = Thread {
             kept: self.kept,
             keeper: self.keeper,
-            ownership: self.ownership,
-            _alive: self.alive,
-            process: self.process,
             current,
             in_flight,
             forgotten: Instant::now(),
@@ -159,9 +142,6 @@ impl Bookkeeper {
 struct Thread {
     kept: Kept,
     keeper: Keeper,
-    ownership: Option<Ownership>,
-    _alive: Option<Alive>,
-    process: Arc<str>,
     current: Current,
     in_flight: Arc<Requests>,
     forgotten: Instant,
@@ -174,8 +154,13 @@ impl Thread {
             match orders.recv_timeout(TICK) {
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Ok(done) => {
+                    self.keeper.write_all_next();
                     self.tick();
+                    // With the thread go the lock, the sign of life and the database, which leaves
+                    // one whole file behind.
+                    self.keeper.close();
                     let _ = done.try_send(());
+                    return;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -188,14 +173,17 @@ impl Thread {
         self.kept
             .journal
             .follow(&settings.accounting.time_zone, Timestamp::now());
-        if self.kept.counting.book.is_handed_over() {
-            self.keeper.tell(&self.kept);
-        } else {
-            self.keeper.write(&self.kept);
-            self.keeper.hear(&self.kept, &snapshot);
-            if self.in_flight.is_draining() && self.keeper.is_awaited() {
-                self.hand_over();
+        match self.keeper.role {
+            Role::Counts => {
+                self.keeper.write(&self.kept);
+                self.keeper.hear(&self.kept, &snapshot);
+                if self.in_flight.is_draining() && self.keeper.is_awaited() {
+                    self.keeper.begin_to_part(&self.kept);
+                    self.keeper.part(&self.kept);
+                }
             }
+            Role::Leaves(_) => self.keeper.part(&self.kept),
+            Role::Left => self.keeper.tell(&self.kept),
         }
         self.leases.look(&self.kept, settings);
         if self.forgotten.elapsed() > FORGET_EVERY {
@@ -203,18 +191,6 @@ impl Thread {
             self.keeper.note(&meta(&settings.accounting));
             self.keeper.forget(settings.accounting.keep, KEEP_COUNTERS);
         }
-    }
-
-    /// The process that waits may count from here on.
-    fn hand_over(&mut self) {
-        self.keeper.hand_over(&self.kept);
-        // After the last word: whoever takes it reads what was written.
-        drop(self.ownership.take());
-        info!(
-            "The counting was handed over to a new process. process={} in_flight={}",
-            self.process,
-            self.in_flight.count()
-        );
     }
 }
 

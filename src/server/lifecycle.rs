@@ -1,7 +1,7 @@
 //! From "ready" to "gone": readiness, what systemd is told, and how the process ends.
 //!
-//! Ready means: the listening sockets are bound and every upstream has been resolved and asked
-//! once. On SIGTERM readiness goes first, then (after a pause in which load balancers notice) the
+//! Ready means: the listening sockets are bound, every upstream has been resolved and asked once,
+//! and so has the Redis that counts are shared in, if it answers within two seconds. On SIGTERM readiness goes first, then (after a pause in which load balancers notice) the
 //! listeners, then each connection with its last request; the process exits with the last stream,
 //! at the latest when the grace is over. A second signal ends it at once.
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
@@ -15,6 +15,7 @@ use prometheus::IntCounterVec;
 use tokio::sync::Notify;
 
 use super::lifecycle::upstreams_known;
+use crate::admission::store_redis::RedisCounts;
 use crate::config::settings::UpstreamId;
 use crate::snapshot::Current;
 use crate::telemetry::readiness::Readiness;
@@ -23,6 +24,8 @@ use crate::upstream::{discovery, probe};
 
 /// How finely the schedules are kept.
 const TICK: Duration = Duration::from_millis(250);
+/// Readiness waits so long for the first answer of Redis, good or bad.
+const FIRST_PROBE: Duration = Duration::from_secs(2);
 
 pub struct Upkeep {
     pub current: Current,
@@ -30,6 +33,8 @@ pub struct Upkeep {
     /// Rung after a reload.
     pub reloaded: Arc<Notify>,
     pub pin_mismatches: IntCounterVec,
+    /// The counts in Redis, if that is where they are.
+    pub shared: Option<Arc<RedisCounts>>,
 }
 
 /// When an upstream's turn comes.
@@ -64,13 +69,25 @@ impl Upkeep {
         let mut due = HashMap::new();
         loop {
             let pools = self.current.load().pools.clone();
-            self.round(&pools, &connector, &mut due).await;
+            join(
+                self.round(&pools, &connector, &mut due),
+                self.counts_tried(),
+            )
+            .await;
             upstreams_known(&self.readiness);
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
                 () = self.reloaded.notified() => due.clear(),
                 () = tokio::time::sleep(TICK) => {}
             }
+        }
+    }
+
+    /// Whoever is ready can ask Redis, if it is there: else `fail: closed` would refuse the first
+    /// requests.
+    async fn counts_tried(&self) {
+        if let Some(counts) = &self.shared {
+            counts.tried(FIRST_PROBE).await;
         }
     }
 

@@ -97,6 +97,7 @@ metrics! {
     leases_unmatched: IntGauge = gauge("leases_unmatched", "Leases without a request under way; anything but 0 for long is a leak.");
     leases_overdue: IntGauge = gauge("leases_overdue", "Leases held for longer than accounting.lease_warning.");
     ledger_pending: IntGauge = gauge("ledger_pending_rows", "Rows of the ledger that are not written yet.");
+    ledger_merged: IntGauge = gauge("ledger_merged_rows", "Rows of the ledger that lost their model and account since the start, because too many waited to be written.");
     store_healthy: IntGauge = gauge("store_healthy", "1 while counts can be written to the database.");
     store_errors: IntCounterVec = counters("store_errors_total", "Failures of the database of counts, by what was done and what kind of trouble it is.", &["operation", "kind"]);
     store_replaced: IntCounter = counter("store_replaced_total", "Times that the database of counts was moved aside because it could not be used.");

@@ -33,7 +33,7 @@ fn config(emulator: &Emulator, plan: Value) -> Config {
 }
 
 /// A time zone in which it is about noon.
-fn noon() -> String {
+pub fn noon() -> String {
     let hour = Timestamp::now().as_second().rem_euclid(86_400) / 3_600;
     // The sign of these names says how far behind UTC they are.
     let behind = hour - 12;
@@ -41,19 +41,19 @@ fn noon() -> String {
 }
 
 /// What `/limits/TENANT` says.
-fn report(gateway: &Gateway, tenant: &str) -> Value {
+pub fn report(gateway: &Gateway, tenant: &str) -> Value {
     let answer = operate(gateway, &Request::get(&format!("/limits/{tenant}")));
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.json()
 }
 
-fn operate(gateway: &Gateway, request: &Request) -> Answer {
+pub fn operate(gateway: &Gateway, request: &Request) -> Answer {
     let request = request.clone().bearer(ADMIN_TOKEN);
     request.send(gateway.admin())
 }
 
 /// How one limit of a tenant, or of its group, stands.
-fn standing(gateway: &Gateway, tenant: &str, limit: &str) -> Value {
+pub fn standing(gateway: &Gateway, tenant: &str, limit: &str) -> Value {
     let report = report(gateway, tenant);
     let limits = report["limits"].as_array().unwrap();
     let found = limits.iter().find(|one| one["limit"] == limit);
@@ -77,7 +77,7 @@ fn used(gateway: &Gateway, limit: &str) -> u64 {
     settled(gateway, "acme", limit)["used"].as_u64().unwrap()
 }
 
-fn assert_refused(answer: &Answer, code: &str, limit: &str) {
+pub fn assert_refused(answer: &Answer, code: &str, limit: &str) {
     let text = answer.text();
     assert_eq!(
         (answer.status, answer.code().as_str()),

@@ -59,7 +59,7 @@ fn ledger(state_dir: &Path) -> Database {
         ledger: &rows,
         ..Batch::default()
     };
-    database.write(&batch, now).unwrap();
+    database.write(&batch).unwrap();
     database
 }
 

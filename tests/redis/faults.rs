@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate::admission::store_redis::{LIVENESS, StoreError};
+use tidegate::admission::store_redis::{LIVENESS, Standing, StoreError};
 use tidegate::config::settings::RedisNodes;
 
 use crate::proxy::Wire;
@@ -288,4 +288,36 @@ async fn a_full_redis_is_as_good_as_away_until_there_is_room() {
     server.cli(&["config", "set", "maxmemory", "0"]);
     in_time("back", async || host.counts.state().up.then_some(())).await;
     assert!(host.grant(&wanted).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_lost_of_its_last_moments_is_neither_held_for_ever_nor_given_away() {
+    let mut server = Server::start(&["--save", "", "--appendonly", "no"]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(5), daily(100, 10)]);
+    let early = [
+        host.grant(&wanted).await.unwrap(),
+        host.grant(&wanted).await.unwrap(),
+    ];
+    assert_eq!(server.cli(&["save"]), "OK");
+    // These words are lost: one reservation ends, two begin.
+    let [ending, staying] = early;
+    ending.settle(&[1, 10]);
+    let late = [
+        host.grant(&wanted).await.unwrap(),
+        host.grant(&wanted).await.unwrap(),
+    ];
+    host.told().await;
+    server.kill();
+    in_time("noticed", async || {
+        host.counts.reserve(wanted.clone()).await.err()
+    })
+    .await;
+    server.restart();
+    in_time("it is back", async || host.counts.state().up.then_some(())).await;
+    let held = |standing: &[Standing]| [standing[0].held, standing[1].held];
+    assert_eq!(held(&host.standing(&wanted).await), [3, 30]);
+    drop((staying, late));
+    host.told().await;
+    assert_eq!(held(&host.standing(&wanted).await), [0, 0]);
 }

@@ -18,4 +18,5 @@ mod model;
 mod operators;
 mod proxy;
 mod reach;
+mod server;
 mod support;

@@ -95,3 +95,29 @@ async fn a_wrong_password_is_told_and_never_shown() {
     let host = Host::join(&store, "b").await;
     assert!(host.grant(&ask(vec![concurrency(1)])).await.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_whose_limit_changes_measures_the_same_use_anew() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let old = ask(vec![hourly(100, 100, 30)]);
+    host.grant(&old).await.unwrap().settle(&[30]);
+    let late = host.grant(&old).await.unwrap();
+    host.told().await;
+    for (amount, fits) in [(1_000, true), (70, true), (59, false)] {
+        let new = ask(vec![hourly(amount, amount, 10)]);
+        let standing = host.standing(&new).await[0];
+        assert_eq!((standing.used, standing.held), (30, 30), "{amount}");
+        let granted = host.grant(&new).await;
+        assert_eq!(granted.is_some(), fits, "{amount}");
+        drop(granted);
+        host.told().await;
+    }
+    // What was reserved under the old limit is settled under the new one.
+    let new = ask(vec![hourly(1_000, 1_000, 1)]);
+    host.grant(&new).await.unwrap().settle(&[1]);
+    late.settle(&[20]);
+    host.told().await;
+    let standing = host.standing(&new).await[0];
+    assert_eq!((standing.used, standing.held), (51, 0));
+}

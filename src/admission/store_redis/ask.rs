@@ -125,7 +125,7 @@ pub(super) struct Raw {
     pub a: u64,
     /// Time of the level, or the window.
     pub b: u64,
-    /// What was granted.
+    /// What was granted, or the bucket's amount.
     pub c: u64,
 }
 
@@ -202,10 +202,13 @@ impl Rule {
         }
     }
 
+    /// Which nanoseconds or units are of the same worth: those of one calendar's window, or of one
+    /// amount of a bucket.
     pub(super) fn window(self) -> u64 {
         match self {
             Self::Calendar { window, .. } => window.min(LIMIT),
-            _ => 0,
+            Self::Bucket { .. } => self.amount(),
+            Self::Concurrency { .. } => 0,
         }
     }
 }

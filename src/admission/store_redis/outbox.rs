@@ -18,6 +18,8 @@ const BATCH: usize = 200;
 /// Roots that are remembered, and for how long, when nothing of them is held or waits.
 const REMEMBERED: usize = 20_000;
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// Redis is expected to have kept what it said longer ago.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// What is to be told, by root.
 #[derive(Debug, Default)]
@@ -70,6 +72,7 @@ pub(super) struct News {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct MoveKey {
     pub counter: Arc<str>,
+    /// See [`super::ask::Rule::window`].
     pub window: u64,
     /// To which a release belongs; Redis forgets what a dead or flushed generation held.
     pub generation: u64,
@@ -98,7 +101,7 @@ pub(super) struct Batch {
     pub root: Arc<str>,
     /// Rises through the process's life. 0 is a mere sign of life.
     pub sequence: u64,
-    /// Give up all that this host holds.
+    /// What this host holds begins anew with this generation and these claims.
     pub renew: bool,
     /// What this host holds although Redis has forgotten it, for this generation.
     pub claims: Vec<(Arc<str>, u64)>,
@@ -220,6 +223,24 @@ impl Outbox {
             self.wake(root);
         }
         emptied
+    }
+
+    /// A new connection: what Redis had said last may be lost, by a crash or in a failover. So what
+    /// this host holds is stated anew; else what was let go in those moments stayed reserved for as
+    /// long as this host lives.
+    pub(super) fn reconnected(&mut self, now: Instant) {
+        let recent = |root: &Root| {
+            let recently = |at| now.saturating_duration_since(at) < RECENT;
+            root.open > 0 || root.contact.is_some_and(recently)
+        };
+        let roots = self.roots.iter_mut().filter(|(_, root)| recent(root));
+        let renewed = roots.map(|(name, root)| {
+            root.renew = true;
+            name.clone()
+        });
+        for name in renewed.collect::<Vec<_>>() {
+            self.wake(&name);
+        }
     }
 
     /// Up to `most` batches of different roots. Each is under way until it is delivered or failed.
@@ -377,11 +398,15 @@ impl Root {
             moves.push((key, one));
         }
         let taken = self.abandoned.len().min(BATCH);
+        let renew = std::mem::take(&mut self.renew);
+        if renew {
+            self.generation = self.generation.saturating_add(1);
+        }
         let claims = self.claims();
         Batch {
             root: name.clone(),
             sequence,
-            renew: std::mem::take(&mut self.renew),
+            renew,
             claims,
             generation: self.generation,
             moves,

@@ -1,6 +1,6 @@
 -- What all scripts know. KEYS: 1 counters of the root, 2 hosts by last beat, 3 what this host holds.
 -- ARGV: 1 host, 2 incarnation of its process, 3 microseconds after which a silent host is dead.
--- A counter is one field, 'held a b c': bucket (level ns, at us, -), calendar (used, window, extra),
+-- A counter is one field, 'held a b c': bucket (level ns, at us, amount), calendar (used, window, extra),
 -- concurrency (-, -, -). All numbers are whole and at most 2^53, where a double is exact.
 local LIMIT = 4503599627370496 -- 2^52
 local DAY = 86400
@@ -42,6 +42,13 @@ local function read(value, kind, window)
     a, b, c = 0, window, 0
   end
   return { held = held, a = a, b = b, c = c, ahead = ahead }
+end
+
+-- Nanoseconds of a bucket are worth what its limit made them at that time: a limit that was changed
+-- measures the same use anew.
+local function measured(ns, was, amount)
+  if was == 0 or amount == 0 or was == amount then return ns end
+  return math.min(math.floor(ns * (was / amount) + 0.5), LIMIT)
 end
 
 local function packed(counter)

@@ -18,6 +18,7 @@ for index = 1, #fields do
   local counter = read(values[index], kind, extra)
   local fits
   if kind == 'b' then
+    counter.a, counter.c = measured(counter.a, counter.c, amount), amount
     fits = counter.a + cost(counter.held + demand, period, amount) <= extra
   elseif kind == 'c' then
     fits = counter.a + counter.held + demand <= amount + counter.c

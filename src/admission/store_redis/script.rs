@@ -114,7 +114,7 @@ impl Scripts {
         let mut call = self.call(&self.settle, &batch.root);
         call.arg(batch.sequence)
             .arg(millis(MARK_LIFE))
-            .arg(u8::from(batch.renew))
+            .arg(if batch.renew { batch.generation } else { 0 })
             .arg(batch.claims.len() + batch.moves.len());
         for (counter, held) in &batch.claims {
             call.arg(&**counter)

@@ -1,23 +1,27 @@
 -- Releases what was reserved and adds what was used, of many requests at once, exactly once.
--- ARGV: 4 sequence (0 for a mere sign of life), 5 milliseconds that a mark lives, 6 '1' to give up all
--- that this host holds, 7 number of moves, then six of each move: field, kind, release, generation,
--- use, window. The kind '+' claims what Redis has forgotten: field, kind, amount, generation, -, -.
+-- ARGV: 4 sequence (0 for a mere sign of life), 5 milliseconds that a mark lives, 6 generation with
+-- which what this host holds begins anew, or 0, 7 number of moves, then six of each move: field, kind,
+-- release, generation, use, window or a bucket's amount. The kind '+' claims what Redis has forgotten:
+-- field, kind, amount, generation, -, -.
 -- Then the given-up reservations: mark, number of counters, and two of each: field, demand.
 -- Answer: epoch, generation.
 local sequence, MARK_LIFE, moves = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[7])
 sweep()
-local began, mine = epoch(), generation()
-if ARGV[6] == '1' then
-  expel(host)
-  mine = 0
-end
-mine = enlist(mine)
+local began, mine = epoch(), enlist(generation())
 keep()
 
 local answer = { began, mine }
 if sequence == 0 then return answer end
 if sequence <= tonumber(redis.call('HGET', KEYS[3], 'sequence') or '0') then return answer end
 redis.call('HSET', KEYS[3], 'sequence', text(sequence))
+if ARGV[6] ~= '0' then
+  expel(host)
+  mine = tonumber(ARGV[6])
+  redis.call('HSET', KEYS[3], 'incarnation', incarnation, 'generation', text(mine))
+  enlist(mine)
+  keep()
+  answer[2] = mine
+end
 
 -- At most what this host holds: a release never takes another's.
 local function release(counter, field, amount)
@@ -45,6 +49,10 @@ for _ = 1, moves do
     end
   elseif when == mine then
     release(counter, field, amount)
+  end
+  if kind == 'b' then
+    if counter.c == 0 then counter.c = window end
+    use = measured(use, window, counter.c)
   end
   if kind == 'b' or kind == 'c' then counter.a = math.min(counter.a + use, LIMIT) end
   redis.call('HSET', KEYS[1], field, packed(counter))

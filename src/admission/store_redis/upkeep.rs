@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::circuit::Failure;
 use super::client::{ANSWER, Link};
@@ -20,6 +20,8 @@ const SIGN: Duration = Duration::from_secs(LIVENESS.as_secs() / 4);
 const REACH: Duration = Duration::from_secs(5);
 /// Batches under way at one time, each of another root.
 const PIPELINE: usize = 64;
+/// Between two looks at what is still to be told before the end.
+const LAST_LOOK: Duration = Duration::from_millis(5);
 /// Where a probe tries whether scripts may write.
 const PROBE_ROOT: &str = "probe";
 
@@ -50,10 +52,28 @@ impl RedisCounts {
         }
     }
 
-    /// Tells Redis what still waits, before the process ends. Says whether nothing is left.
+    /// Tells Redis what still waits, before the process ends; also what `run` is telling it just
+    /// now. While Redis is away, it waits for it to come back. Says whether nothing is left.
     pub async fn finish(&self, deadline: Duration) -> bool {
-        let _ = timeout(deadline, self.tell()).await;
-        self.outbox.lock().is_empty()
+        let telling = async {
+            while !self.outbox.lock().is_empty() {
+                self.tell().await;
+                sleep(LAST_LOOK).await;
+            }
+        };
+        if timeout(deadline, telling).await.is_err() {
+            let waiting = self.outbox.lock().len();
+            log::error!("redis: the process ends and could not tell what {waiting} counters used");
+            return false;
+        }
+        true
+    }
+
+    /// Waits for the end of the first probe that `run` makes, whatever came of it. Says whether it
+    /// ended in time.
+    pub async fn tried(&self, most: Duration) -> bool {
+        let mut tried = self.tried.subscribe();
+        timeout(most, tried.wait_for(|tried| *tried)).await.is_ok()
     }
 
     /// One attempt to connect, to tell what waits, and to open the way for requests. `run` does it
@@ -73,6 +93,10 @@ impl RedisCounts {
         }
         if self.circuit.lock().probed(good, Instant::now()) {
             log::info!("redis: back; counts are shared again");
+        }
+        if !self.tried.send_replace(true) && !good {
+            let last = self.tally.last.lock().clone().unwrap_or_default();
+            log::warn!("redis: cannot be used; limits follow `fail` until it can: {last}");
         }
         result.map(|_| ())
     }
@@ -94,7 +118,8 @@ impl RedisCounts {
             Ok(Err(error)) => return Err(self.failure(&error)),
             Err(_) => return Err(self.too_slow()),
         }
-        // Before anyone asks, Redis knows what was used while it was away.
+        self.outbox.lock().reconnected(Instant::now());
+        // Before anyone asks, Redis knows what was used while it was away, and what is held.
         self.tell_over(&link, true).await?;
         Ok(link)
     }
@@ -113,7 +138,9 @@ impl RedisCounts {
             return;
         };
         let signs = self.outbox.lock().signs(SIGN, Instant::now());
-        let signs: Vec<_> = signs.into_iter().map(Arc::new).collect();
+        // Also if nothing is held: so the next request need not be the one to find Redis gone.
+        let probe = Batch::sign_of_life(&Arc::from(PROBE_ROOT));
+        let signs: Vec<_> = signs.into_iter().chain([probe]).map(Arc::new).collect();
         for some in signs.chunks(PIPELINE) {
             if self.send_all(&link, some).await.is_err() {
                 self.cut(Failure::Away);

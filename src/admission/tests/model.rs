@@ -45,6 +45,7 @@ impl Reference {
         for (when, amount) in &self.uses {
             let faded = u128::from(when - last) * u128::from(self.limit.amount);
             level = level.saturating_sub(faded) + u128::from(*amount) * period;
+            level = level.min(2 * u128::from(self.limit.amount) * period);
             last = *when;
         }
         level.saturating_sub(u128::from(now - last) * u128::from(self.limit.amount))

@@ -1,33 +1,43 @@
 //! Between the counts in memory and their rows in the database: the same things in two forms.
 
+use jiff::Timestamp;
+
 use crate::admission::book::{Book, Changed, Holding};
-use crate::admission::counter::{Bucket, Kept, Span};
+use crate::admission::counter::{Kept, Level, Span};
 use crate::admission::estimate::Experience;
 use crate::admission::subject::{SubjectName, Told};
 use crate::database::{CounterRow, HeldRow, LearnedRow, SettlementRow, SpanRow};
 
-pub(super) fn counter_rows(changed: &Changed) -> impl Iterator<Item = CounterRow> {
-    changed.changes.iter().map(|(key, kept)| CounterRow {
-        subject: changed.subject.name.to_string(),
+/// `written` is this moment.
+pub(super) fn counter_rows(changed: &[Changed], written: Timestamp) -> Vec<CounterRow> {
+    let changes = changed.iter().flat_map(|changed| {
+        let subject = changed.subject.name.to_string();
+        let changes = changed.changes.iter();
+        changes.map(move |(key, kept)| (subject.clone(), key, kept))
+    });
+    let rows = changes.map(|(subject, key, kept)| CounterRow {
+        subject,
         key: key.to_string(),
-        bucket_empty_at: kept.bucket.empty_at,
+        bucket_level: kept.bucket.nanos,
         bucket_amount: kept.bucket.amount,
         spans: kept.spans.map(|span| SpanRow {
             start: span.start,
             used: span.used,
             extra: span.extra,
         }),
-    })
+        written,
+    });
+    rows.collect()
 }
 
-/// Takes rows over; `now` is [`crate::admission::clock::Now::steady`]. Rows whose limit this version
+/// Takes rows over; `wall` and `steady` are this moment by both clocks. Rows whose limit this version
 /// does not know are left out.
-pub(super) fn restore(book: &Book, rows: Vec<CounterRow>, now: u64) {
+pub(super) fn restore(book: &Book, rows: Vec<CounterRow>, wall: Timestamp, steady: u64) {
     for row in rows {
         let Ok(key) = row.key.parse() else { continue };
         let kept = Kept {
-            bucket: Bucket {
-                empty_at: row.bucket_empty_at,
+            bucket: Level {
+                nanos: row.bucket_level,
                 amount: row.bucket_amount,
             },
             spans: row.spans.map(|span| Span {
@@ -36,7 +46,10 @@ pub(super) fn restore(book: &Book, rows: Vec<CounterRow>, now: u64) {
                 extra: span.extra,
             }),
         };
-        book.restore(SubjectName(row.subject.into()), &key, kept, now);
+        // A clock that was set back has let no time pass.
+        let passed = wall.duration_since(row.written).as_nanos().max(0);
+        let passed = u64::try_from(passed).unwrap_or(u64::MAX);
+        book.restore(SubjectName(row.subject.into()), &key, kept, passed, steady);
     }
 }
 
@@ -53,7 +66,7 @@ pub(super) fn learned_rows(book: &Book) -> Vec<LearnedRow> {
 pub(super) fn restore_learned(book: &Book, rows: Vec<LearnedRow>) {
     for row in rows {
         if let Ok(experience) = serde_json::from_str::<Experience>(&row.text) {
-            book.restore_experience(row.model, experience);
+            book.restore_experience(&row.model, experience);
         }
     }
 }

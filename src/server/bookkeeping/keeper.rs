@@ -10,9 +10,9 @@ use log::{error, info, warn};
 
 use super::exchange;
 use super::{BookkeepingError, Kept};
-use crate::database::ownership::Successor;
+use crate::database::ownership::{Alive, Ownership, Successor};
 use crate::database::{
-    Batch, CounterRow, Database, DatabaseError, FILE, LearnedRow, Meta, Opened, State,
+    Batch, CounterRow, Database, DatabaseError, FILE, HeldRow, LearnedRow, Meta, Opened, State,
 };
 
 /// Between two tries to open a database that cannot be used.
@@ -25,22 +25,57 @@ const LEARNED_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Keeper {
     pub(super) dir: PathBuf,
     pub(super) process: Arc<str>,
+    /// The right to count here, and with it to write; `None` where no lock can be had, and after it
+    /// was handed over.
+    pub(super) ownership: Option<Ownership>,
+    /// Shows that this process lives, for those who look.
+    alive: Option<Alive>,
+    pub(super) role: Role,
     pub(super) database: Option<Database>,
+    /// What was written before this process began is counted.
+    pub(super) restored: bool,
+    /// What was told before this process began is counted.
+    pub(super) heard: bool,
     tried: Instant,
     said: Option<Instant>,
-    learned: Instant,
+    /// When what was learned was written; `None` if it is to be written now.
+    learned: Option<Instant>,
+}
+
+/// What this process has to do with the counting.
+pub(super) enum Role {
+    Counts,
+    /// It counts no more; what the next one needs is not written yet.
+    Leaves(Box<Parting>),
+    /// Another process counts, and is told what becomes of what is held here.
+    Left,
+}
+
+/// What a process leaves to the next one.
+pub(super) struct Parting {
+    pub(super) counters: Vec<CounterRow>,
+    pub(super) held: Vec<HeldRow>,
+    pub(super) learned: Vec<LearnedRow>,
+    pub(super) since: Instant,
 }
 
 impl Keeper {
-    pub(super) fn new(dir: &Path, process: Arc<str>) -> Self {
+    pub(super) fn new(dir: &Path, process: Arc<str>, ownership: Option<Ownership>) -> Self {
         let now = Instant::now();
         Self {
             dir: dir.to_owned(),
+            alive: ownership
+                .as_ref()
+                .and_then(|_| Alive::mark(dir, &process).ok()),
             process,
+            ownership,
+            role: Role::Counts,
             database: None,
+            restored: false,
+            heard: false,
             tried: now,
             said: None,
-            learned: now,
+            learned: Some(now),
         }
     }
 
@@ -49,6 +84,10 @@ impl Keeper {
     /// # Errors
     /// If a newer tidegate has written it. Any other trouble is told, and tried again later.
     pub(super) fn open(&mut self, kept: &Kept) -> Result<(), BookkeepingError> {
+        if self.ownership.is_none() {
+            kept.metrics.store_healthy.set(0);
+            return Ok(());
+        }
         match Database::open(&self.dir.join(FILE), Timestamp::now()) {
             Ok(opened) => {
                 self.use_database(opened, kept);
@@ -64,12 +103,16 @@ impl Keeper {
 
     fn use_database(&mut self, opened: Opened, kept: &Kept) {
         match &opened.state {
-            State::Fresh => info!(
-                "A new database of counts was made. state_dir={}",
-                self.dir.display()
-            ),
+            State::Fresh => {
+                self.restored = true;
+                info!(
+                    "A new database of counts was made. state_dir={}",
+                    self.dir.display()
+                );
+            }
             State::Existing => {}
             State::Replaced { aside, why } => {
+                self.restored = true;
                 kept.metrics.store_replaced.inc();
                 error!(
                     "The database of counts could not be used and was moved aside; what only it knew is not counted any more. moved_to={} cause=\"{why}\"",
@@ -78,6 +121,9 @@ impl Keeper {
             }
         }
         self.database = Some(opened.database);
+        if !self.restored {
+            self.take_over(kept);
+        }
         kept.metrics.store_healthy.set(1);
     }
 
@@ -101,8 +147,8 @@ impl Keeper {
         if !self.is_usable(kept) {
             return;
         }
-        let changed = kept.counting.book.changes();
-        let counters: Vec<CounterRow> = changed.iter().flat_map(exchange::counter_rows).collect();
+        let changed = kept.counting.book.changes(kept.counting.steady());
+        let counters = exchange::counter_rows(&changed, Timestamp::now());
         let ledger = kept.journal.take();
         let learned = self.learned(kept);
         let process = self.process.clone();
@@ -122,6 +168,11 @@ impl Keeper {
         }
     }
 
+    /// The next write is the last: it leaves nothing out.
+    pub(super) fn write_all_next(&mut self) {
+        self.learned = None;
+    }
+
     /// Writes a batch and says how it went in the metrics.
     pub(super) fn try_write(
         &mut self,
@@ -129,10 +180,10 @@ impl Keeper {
         kept: &Kept,
     ) -> Result<(), DatabaseError> {
         let Some(database) = &mut self.database else {
-            return Ok(());
+            return Err(DatabaseError::Missing(self.dir.join(FILE)));
         };
         let began = Instant::now();
-        database.write(batch, Timestamp::now())?;
+        database.write(batch)?;
         kept.metrics
             .store_write
             .observe(began.elapsed().as_secs_f64());
@@ -142,18 +193,18 @@ impl Keeper {
     }
 
     fn learned(&mut self, kept: &Kept) -> Vec<LearnedRow> {
-        if self.learned.elapsed() < LEARNED_EVERY {
+        if self.learned.is_some_and(|at| at.elapsed() < LEARNED_EVERY) {
             return Vec::new();
         }
-        self.learned = Instant::now();
+        self.learned = Some(Instant::now());
         exchange::learned_rows(&kept.counting.book)
     }
 
-    /// What goes wrong with a database in use: a damaged one is given up, and everything is written
+    /// What goes wrong with a database in use: one that is damaged or gone is given up, and everything is written
     /// down anew into the one that takes its place.
     pub(super) fn failed(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
         self.trouble(kept, what, cause);
-        if cause.is_corrupt() {
+        if cause.is_corrupt() || cause.is_gone() {
             self.database = None;
             kept.counting.book.write_all_again();
         }
@@ -162,6 +213,7 @@ impl Keeper {
     fn trouble(&mut self, kept: &Kept, what: &str, cause: &DatabaseError) {
         let kind = match cause {
             cause if cause.is_corrupt() => "corrupt",
+            cause if cause.is_gone() => "gone",
             cause if cause.is_full() => "full",
             cause if cause.is_read_only() => "read_only",
             cause if cause.is_busy() => "busy",
@@ -180,15 +232,31 @@ impl Keeper {
         }
     }
 
-    /// Is there a database? If not, it is looked for now and then.
-    fn is_usable(&mut self, kept: &Kept) -> bool {
-        if self.database.is_some() {
-            return true;
+    /// Is there a database that may be written? If not, it is looked for now and then.
+    pub(super) fn is_usable(&mut self, kept: &Kept) -> bool {
+        if let Some(database) = &mut self.database {
+            match database.look() {
+                Ok(()) => {}
+                Err(cause) => self.failed(kept, "look", &cause),
+            }
         }
-        if self.tried.elapsed() < REOPEN_EVERY {
-            return false;
+        if self.database.is_none() {
+            if self.tried.elapsed() < REOPEN_EVERY {
+                return false;
+            }
+            self.tried = Instant::now();
+            if !self.may_write() {
+                return false;
+            }
+            self.reopen(kept);
+        } else if !self.restored {
+            // The first look at it failed: nothing of it may be overwritten before it was read.
+            self.take_over(kept);
         }
-        self.tried = Instant::now();
+        self.database.is_some() && self.restored
+    }
+
+    fn reopen(&mut self, kept: &Kept) {
         match Database::open(&self.dir.join(FILE), Timestamp::now()) {
             Ok(opened) => {
                 self.use_database(opened, kept);
@@ -198,13 +266,21 @@ impl Keeper {
                 );
                 self.said = None;
                 kept.counting.book.write_all_again();
-                true
             }
-            Err(cause) => {
-                self.trouble(kept, "open", &cause);
-                false
+            Err(cause) => self.trouble(kept, "open", &cause),
+        }
+    }
+
+    /// A process that counts writes only what is its own; where no lock could be had, it is tried
+    /// for again.
+    fn may_write(&mut self) -> bool {
+        if self.ownership.is_none() && matches!(self.role, Role::Counts) {
+            self.ownership = Ownership::try_take(&self.dir).ok().flatten();
+            if self.ownership.is_some() {
+                self.alive = Alive::mark(&self.dir, &self.process).ok();
             }
         }
+        self.ownership.is_some() || !matches!(self.role, Role::Counts)
     }
 
     /// Forgets rows that are older than this.
@@ -222,6 +298,13 @@ impl Keeper {
         if let Err(cause) = forgotten {
             warn!("Cannot forget old rows of the ledger. cause=\"{cause}\"");
         }
+    }
+
+    /// Lets go of everything, at the end of the process.
+    pub(super) fn close(&mut self) {
+        self.database = None;
+        self.alive = None;
+        self.ownership = None;
     }
 
     /// Does a new process wait for the counting?

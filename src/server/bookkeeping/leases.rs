@@ -40,6 +40,8 @@ impl Watch {
         kept.metrics.leases_overdue.set(overdue);
         let pending = i64::try_from(kept.journal.rows()).unwrap_or(i64::MAX);
         kept.metrics.ledger_pending.set(pending);
+        let merged = i64::try_from(kept.journal.merged()).unwrap_or(i64::MAX);
+        kept.metrics.ledger_merged.set(merged);
         self.named
             .retain(|request| leases.overdue.iter().any(|live| live.request == *request));
         for live in &leases.overdue {

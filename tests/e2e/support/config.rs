@@ -5,11 +5,12 @@ use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tidegate::identity::api_key;
 
-use super::Emulator;
+use super::{Emulator, tidegate};
 
 /// The token of the admin listener.
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests";
@@ -27,6 +28,8 @@ pub struct Config {
     pub(super) files: Vec<(String, Vec<u8>)>,
     pub(super) environment: Vec<(String, String)>,
     pub(super) arguments: Vec<String>,
+    /// Command and arguments in front of the binary.
+    wrapper: Vec<String>,
 }
 
 /// The key with the readable id `id`; the same in every test.
@@ -111,6 +114,7 @@ impl Config {
             files,
             environment: Vec::new(),
             arguments: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -153,18 +157,38 @@ impl Config {
         self
     }
 
+    /// Starts the binary by a command that execs what follows it.
+    #[must_use]
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The binary, with what stands before it.
+    pub(super) fn command(&self) -> Command {
+        let binary = tidegate();
+        let Some((first, rest)) = self.wrapper.split_first() else {
+            return binary;
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(binary.get_program());
+        command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+        command
+    }
+
     /// Number of listeners for tenants.
     pub(super) fn listeners(&self) -> usize {
         self.value["server"]["listeners"].as_array().unwrap().len()
     }
 
-    /// Writes `tidegate.yaml` and its files into `folder`, with the addresses filled in.
-    pub(super) fn write(&self, folder: &Path, listeners: &[SocketAddr], admin: SocketAddr) {
+    /// Writes the configuration to `path` and its files beside it, with the addresses filled in.
+    pub(super) fn write(&self, path: &Path, listeners: &[SocketAddr], admin: SocketAddr) {
+        let folder = path.parent().unwrap();
         for (name, content) in &self.files {
-            let path = folder.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, content).unwrap();
-            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            let file = folder.join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, content).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
         }
         let mut value = self.value.clone();
         for (index, address) in listeners.iter().enumerate() {
@@ -172,6 +196,6 @@ impl Config {
         }
         value["server"]["admin"]["address"] = json!(admin.to_string());
         let text = serde_yaml::to_string(&value).unwrap();
-        std::fs::write(folder.join("tidegate.yaml"), text).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 }

@@ -38,19 +38,25 @@ pub fn process_exists(pid: u32) -> bool {
 /// A running gateway; it is killed when this is dropped.
 pub struct Gateway {
     child: Mutex<Child>,
-    folder: TempDir,
+    folder: Arc<TempDir>,
+    place: Place,
     config: Mutex<Config>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// Where a gateway listens, and what its configuration is called.
+#[derive(Clone)]
+struct Place {
+    file: String,
     listeners: Vec<SocketAddr>,
     admin: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Gateway {
     /// Starts one and waits until `/readyz` says yes.
     pub fn start(config: Config) -> Self {
         let gateway = Self::launch(config);
-        let why = "the gateway is ready";
-        eventually(why, START, || gateway.is_ready().then_some(()));
+        gateway.wait_until_ready();
         gateway
     }
 
@@ -66,14 +72,69 @@ impl Gateway {
 
     /// `None` if somebody else took one of the ports.
     fn try_launch(config: Config) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let listeners: Vec<_> = (0..config.listeners()).map(|_| free_address()).collect();
+        let place = Place {
+            file: "tidegate.yaml".to_owned(),
+            listeners: (0..config.listeners()).map(|_| free_address()).collect(),
+            admin: free_address(),
+        };
+        let gateway = Self::spawn(Arc::new(tempfile::tempdir().unwrap()), place, config);
+        if gateway.answers_operators() {
+            return Some(gateway);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let log = gateway.log().join("\n");
+        assert!(
+            log.contains("cannot listen"),
+            "the gateway did not start:\n{log}"
+        );
+        None
+    }
+
+    /// A second process on the same `state_dir`, with addresses of its own. Waits for nothing.
+    pub fn beside(&self) -> Self {
+        let place = Place {
+            listeners: self
+                .place
+                .listeners
+                .iter()
+                .map(|_| free_address())
+                .collect(),
+            ..self.successors_place()
+        };
+        self.next(place)
+    }
+
+    /// A process that takes this one's place where tenants connect, once it has left there. Operators
+    /// find it at an address of its own: the old one is theirs until it ends. Waits for nothing.
+    pub fn successor(&self) -> Self {
+        self.next(self.successors_place())
+    }
+
+    /// The same gateway once more, after this one has ended; waits until it is ready.
+    pub fn again(&self) -> Self {
+        let gateway = self.next(self.place.clone());
+        gateway.wait_until_ready();
+        gateway
+    }
+
+    fn successors_place(&self) -> Place {
         let admin = free_address();
-        config.write(folder.path(), &listeners, admin);
-        let mut command = tidegate();
-        command
-            .args(["run", "-c"])
-            .arg(folder.path().join("tidegate.yaml"));
+        Place {
+            file: format!("tidegate-{}.yaml", admin.port()),
+            listeners: self.place.listeners.clone(),
+            admin,
+        }
+    }
+
+    fn next(&self, place: Place) -> Self {
+        Self::spawn(self.folder.clone(), place, self.config.lock().clone())
+    }
+
+    fn spawn(folder: Arc<TempDir>, place: Place, config: Config) -> Self {
+        let path = folder.path().join(&place.file);
+        config.write(&path, &place.listeners, place.admin);
+        let mut command = config.command();
+        command.args(["run", "-c"]).arg(path);
         let here = folder.path().to_str().unwrap();
         let arguments = config.arguments.iter();
         command.args(arguments.map(|argument| argument.replace("{folder}", here)));
@@ -91,44 +152,58 @@ impl Gateway {
                 .map_while(Result::ok)
                 .for_each(|line| sink.lock().push(line));
         });
-        let gateway = Self {
+        Self {
             child: Mutex::new(child),
             folder,
+            place,
             config: Mutex::new(config),
-            listeners,
-            admin,
             log,
-        };
-        eventually("the gateway answers its operators", START, || {
-            if TcpStream::connect(gateway.admin).is_ok() {
-                return Some(true);
-            }
-            gateway.child.lock().try_wait().unwrap().map(|_| false)
-        });
-        if gateway.child.lock().try_wait().unwrap().is_none() {
-            return Some(gateway);
         }
-        std::thread::sleep(Duration::from_millis(50));
-        let log = gateway.log().join("\n");
-        assert!(
-            log.contains("cannot listen"),
-            "the gateway did not start:\n{log}"
-        );
-        None
+    }
+
+    /// Whether it came so far that its admin listener answers, or has ended before.
+    fn answers_operators(&self) -> bool {
+        eventually("the gateway answers its operators", START, || {
+            if TcpStream::connect(self.admin()).is_ok() {
+                return Some(());
+            }
+            let ended = self.child.lock().try_wait().unwrap();
+            ended.map(|_| ())
+        });
+        self.is_running()
+    }
+
+    /// Waits until `/readyz` says yes.
+    pub fn wait_until_ready(&self) {
+        eventually("the gateway is ready", START, || {
+            assert!(self.is_running(), "it ended: {}", self.log().join("\n"));
+            self.is_ready().then_some(())
+        });
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.child.lock().try_wait().unwrap().is_none()
+    }
+
+    /// Ends it without a word, and waits until it is gone.
+    pub fn kill(&self) {
+        let mut child = self.child.lock();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// The first listener for tenants.
     pub fn address(&self) -> SocketAddr {
-        self.listeners[0]
+        self.place.listeners[0]
     }
 
     /// The listener with this place in the configuration.
     pub fn listener(&self, index: usize) -> SocketAddr {
-        self.listeners[index]
+        self.place.listeners[index]
     }
 
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.place.admin
     }
 
     /// `http://host:port` of the first listener.
@@ -144,8 +219,13 @@ impl Gateway {
         self.folder.path()
     }
 
+    /// Where it keeps what must outlive it.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     pub fn config_path(&self) -> PathBuf {
-        self.folder.path().join("tidegate.yaml")
+        self.folder.path().join(&self.place.file)
     }
 
     /// A raw connection to the first listener.
@@ -177,15 +257,15 @@ impl Gateway {
 
     pub fn is_ready(&self) -> bool {
         let readyz = Request::get("/readyz").header("connection", "close");
-        let Ok(stream) = TcpStream::connect(self.admin) else {
+        let Ok(stream) = TcpStream::connect(self.admin()) else {
             return false;
         };
         drop(stream);
-        readyz.send(self.admin).status == 200
+        readyz.send(self.admin()).status == 200
     }
 
     pub fn metrics(&self) -> String {
-        Request::get("/metrics").send(self.admin).text()
+        Request::get("/metrics").send(self.admin()).text()
     }
 
     /// Sum of the samples of `name` whose labels contain all of `labels`, written `key="value"`.
@@ -205,7 +285,7 @@ impl Gateway {
     pub fn status(&self) -> Value {
         let request = Request::get("/status");
         let request = request.header("authorization", &format!("Bearer {ADMIN_TOKEN}"));
-        request.send(self.admin).json()
+        request.send(self.admin()).json()
     }
 
     /// Everything that was written to standard error so far.
@@ -240,7 +320,7 @@ impl Gateway {
     /// `refused`, whichever it is.
     pub fn reload(&self, change: impl FnOnce(Config) -> Config) -> &'static str {
         let changed = change(self.config.lock().clone());
-        changed.write(self.folder.path(), &self.listeners, self.admin);
+        changed.write(&self.config_path(), &self.place.listeners, self.admin());
         *self.config.lock() = changed;
         self.reload_as_written()
     }
@@ -298,7 +378,7 @@ impl Drop for Gateway {
 }
 
 /// An address nobody listens on, different for each call.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes that run side by side begin at different places.
     let spread = u16::try_from(std::process::id() % 190).unwrap() * 100;

@@ -14,11 +14,14 @@
 //! come true and fails loudly when it does not.
 
 pub mod authority;
+pub mod books;
 mod config;
 mod emulator;
 pub mod front;
 mod gateway;
 pub mod h2;
+#[path = "../../redis/server.rs"]
+mod redis;
 mod request;
 pub mod signing;
 mod source;
@@ -32,7 +35,8 @@ use serde_json::{Value, json};
 
 pub use config::{ADMIN_TOKEN, Config, key, tenant};
 pub use emulator::{Emulator, header_of};
-pub use gateway::{Gateway, process_exists, tidegate};
+pub use gateway::{Gateway, free_address, process_exists, tidegate};
+pub use redis::Server as Redis;
 pub use request::Request;
 pub use source::{ConfigSource, Says};
 pub use wire::{Answer, Ending, Piece, Stream, Wire};

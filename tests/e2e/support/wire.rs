@@ -95,9 +95,13 @@ impl Answer {
 
 impl Wire {
     pub fn connect(to: SocketAddr) -> Self {
-        Self::over(Socket::Plain(
-            TcpStream::connect_timeout(&to, SOON).unwrap(),
-        ))
+        Self::try_connect(to).unwrap()
+    }
+
+    /// Connects, or says that nobody listens.
+    pub fn try_connect(to: SocketAddr) -> io::Result<Self> {
+        let tcp = TcpStream::connect_timeout(&to, SOON)?;
+        Ok(Self::over(Socket::Plain(tcp)))
     }
 
     /// From one of this machine's own addresses.
@@ -246,18 +250,22 @@ impl Wire {
     }
 
     /// Reads the head of an answer whose body is then read piece by piece.
-    pub fn stream(mut self) -> Stream {
-        let (status, headers, _) = self
-            .final_head()
-            .expect("the connection ended without an answer");
+    pub fn stream(self) -> Stream {
+        self.try_stream()
+            .expect("the connection ended without an answer")
+    }
+
+    /// The same, or `None` if the connection ends without an answer.
+    pub fn try_stream(mut self) -> Option<Stream> {
+        let (status, headers, _) = self.final_head()?;
         let body = Body::of(status, &headers);
-        Stream {
+        Some(Stream {
             wire: self,
             status,
             headers,
             body,
             ending: None,
-        }
+        })
     }
 
     fn final_head(&mut self) -> Option<(u16, Fields, Vec<u16>)> {

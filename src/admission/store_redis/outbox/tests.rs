@@ -274,3 +274,33 @@ proptest! {
         prop_assert_eq!(outbox.len(), 0);
     }
 }
+
+#[test]
+fn after_a_new_connection_what_is_held_is_stated_anew_and_let_go_in_its_new_generation() {
+    let now = Instant::now();
+    let mut outbox = Outbox::default();
+    let parts = [Part {
+        counter: daily("day", 1),
+        demand: 3,
+    }];
+    let [ended, open] = [(); 2].map(|()| outbox.granted(&root(), 7, &parts, now));
+    outbox.answered(&root(), news(1, 7), now);
+    outbox.settled(&root(), ended, &parts, &[2], at(now));
+    outbox.reconnected(now);
+    let batch = outbox.take(1, at(now)).remove(0);
+    assert!(batch.renew && batch.generation == 8);
+    assert_eq!(batch.claims, [(Arc::from("day"), 3)]);
+    let told = batch.moves.iter();
+    let told: Vec<_> = told.map(|(key, one)| (key.generation, one.used)).collect();
+    assert_eq!(told, [(7, 2)]);
+    outbox.delivered(&batch);
+    outbox.answered(&root(), news(1, 8), now);
+    outbox.settled(&root(), open, &parts, &[1], at(now));
+    let batch = outbox.take(1, at(now)).remove(0);
+    assert!(!batch.renew && batch.claims.is_empty());
+    assert_eq!(batch.moves[0].0.generation, 8);
+    // Who was not heard of for long is left alone.
+    outbox.delivered(&batch);
+    outbox.reconnected(now + RECENT);
+    assert!(outbox.is_empty());
+}
