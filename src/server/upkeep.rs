@@ -1,6 +1,6 @@
 //! What goes on in the background while requests are served: names are resolved anew, endpoints
-//! asked after their health, learned ceilings raised, those who wait looked after. Follows the configuration in use; pools that a reload brought are
-//! taken up at once.
+//! asked after their health, learned ceilings raised, those who wait looked after. Follows the
+//! configuration in use; pools that a reload brought are taken up at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,11 +47,9 @@ struct Due {
 #[async_trait]
 impl BackgroundService for Upkeep {
     async fn start(&self, shutdown: ShutdownWatch) {
-        // A slow name server must not keep those who wait from a place.
-        tokio::select! {
-            () = self.ask_around(shutdown) => {}
-            () = self.pump() => {}
-        }
+        // A slow name server must not keep those who wait from a place. They are looked after until
+        // the process ends: some still wait while others are let finish.
+        join(self.ask_around(shutdown), self.pump()).await;
     }
 }
 

@@ -242,6 +242,28 @@ fn a_stop_lets_the_running_stream_finish_and_ends_with_it() {
 }
 
 #[test]
+fn who_waits_is_looked_after_until_the_end() {
+    let (emulator, gateway) = stage();
+    // Nobody gives a place back when the account has rested: it has to be seen.
+    let body = chat("[[fault:status=429,retry_after=3,times=1]] hi");
+    let mut wire = gateway.connect();
+    wire.send(
+        &Request::post("/v1/chat/completions", &body)
+            .key("acme")
+            .to_bytes(),
+    );
+    emulator.call_ended("complete");
+    gateway.signal("TERM");
+    eventually("it takes no connections", SOON, || {
+        TcpStream::connect(gateway.address()).is_err().then_some(())
+    });
+    let answer = wire.answer();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(gateway.exit(SOON).success());
+    assert_eq!(emulator.calls().len(), 2);
+}
+
+#[test]
 fn a_stop_without_requests_ends_at_once() {
     let (_emulator, gateway) = stage();
     let began = Instant::now();
