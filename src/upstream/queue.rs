@@ -356,12 +356,14 @@ impl Lane {
         let ticket = {
             let mut places = line.places.lock();
             let ahead = places.ahead(&who.tenant, who.priority);
-            let wait = line.wait(ahead, self.breadth(now));
-            let wait = wait.max(self.rested_in(tried, now));
+            let rested = self.rested_in(tried, now);
+            let wait = line.wait(ahead, self.breadth(now)).max(rested);
+            // Who is next waits for one place alone: a mean says little of when that comes.
+            let certain = if ahead == 0 { rested } else { wait };
             let room = self.room(&places, &who);
             let refused = match room {
                 Room::None => Some(NotServed::QueueFull { wait }),
-                _ if wait > deadline.saturating_duration_since(now) => {
+                _ if certain > deadline.saturating_duration_since(now) => {
                     Some(NotServed::TooLong { wait })
                 }
                 _ => None,

@@ -185,6 +185,16 @@ async fn a_full_queue_and_a_hopeless_wait_are_told_apart() {
 }
 
 #[tokio::test]
+async fn who_is_next_is_not_turned_away_by_a_mean() {
+    let lane = lane(&[1], 2);
+    let held = choose(&lane).unwrap();
+    lane.line.held_for(Duration::from_secs(3_600));
+    let next = try_wait(&lane, "a", SOON).unwrap();
+    drop(held);
+    assert!(next.await.is_ok());
+}
+
+#[tokio::test]
 async fn one_who_fills_the_queue_gives_way_to_those_who_have_none_in_it() {
     let lane = lane(&[1], 4);
     let held = choose(&lane).unwrap();
