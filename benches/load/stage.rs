@@ -175,6 +175,7 @@ impl Stage {
         for byte in self.key.hash {
             write!(hash, "{byte:02x}")?;
         }
+        let most = 1_000_000_000_000_u64;
         let value = json!({
             "server": {
                 "threads": THREADS,
@@ -187,9 +188,17 @@ impl Stage {
             "logging": {"level": "info", "format": "json", "access": true},
             // Refusals are measured, so they must be judged, all from one address.
             "identity": {"failed_attempts_per_minute": 0},
-            "plans": {"unlimited": {}},
+            // Five limits are judged, and none is met.
+            "plans": {"bench": {
+                "requests_per_minute": most, "requests_per_day": most, "tokens_per_minute": most,
+                "max_concurrent": most, "cost_per_month": "100000000 USD",
+            }},
+            "accounting": {"prices": [{
+                "upstream": "deepseek", "model": "deepseek-flash",
+                "cache_hit": 0.003, "cache_miss": 0.15, "output": 0.6,
+            }]},
             "tenants": [{
-                "id": "bench", "plan": "unlimited", "models": ["*"],
+                "id": "bench", "plan": "bench", "models": ["*"],
                 "credentials": [{"api_key": {"id": self.key.id, "hash": hash}}],
             }],
             "upstreams": [{
