@@ -231,6 +231,12 @@ impl Attempt {
         lane.rest(account, now, pause);
     }
 
+    /// Does the account rest for this model, after a 429?
+    pub fn rests_for_model(&self, now: Instant) -> bool {
+        let mut rests = self.lane.rests(now);
+        rests.nth(self.chosen.account).unwrap_or(false)
+    }
+
     /// The account is not to be asked for anything for so long.
     pub fn rest_account(&self, now: Instant, pause: Duration) {
         if let Some(account) = self.account_slot() {

@@ -201,6 +201,7 @@ impl Gateway {
                 endpoints: pool.endpoints.len(),
                 addresses,
                 queue: attempt.lane.is_queued_for(),
+                rests: attempt.rests_for_model(Instant::now()),
             };
             let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
             retry::set_aside(&mut ctx.attempts.tried, avoid, account, endpoint, choice);

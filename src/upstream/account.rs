@@ -134,14 +134,13 @@ pub enum Pause {
 
 /// What rests after an answer with `status` that speaks of the account.
 ///
-/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, 1 s to
-/// 60 s). None for any other status: those speak of the endpoint or of the request.
+/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, else
+/// 1 s; at most 60 s). None for any other status: those speak of the endpoint or of the request.
 pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Pause> {
     match status {
         429 => {
-            let told = retry_after.unwrap_or_default();
-            let pause = told.clamp(Duration::from_secs(1), Duration::from_secs(60));
-            Some(Pause::Model(pause))
+            let pause = retry_after.unwrap_or(Duration::from_secs(1));
+            Some(Pause::Model(pause.min(Duration::from_secs(60))))
         }
         401..=403 => Some(Pause::Account(Duration::from_secs(30))),
         _ => None,
@@ -194,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_429_rests_the_model_and_what_speaks_of_the_account_the_whole_of_it() {
-        for (told, rests) in [(None, 1), (Some(0), 1), (Some(7), 7), (Some(3600), 60)] {
+        for (told, rests) in [(None, 1), (Some(0), 0), (Some(7), 7), (Some(3600), 60)] {
             assert_eq!(
                 pause_after(429, told.map(Duration::from_secs)),
                 Some(Pause::Model(Duration::from_secs(rests)))

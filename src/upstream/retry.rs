@@ -79,19 +79,22 @@ pub struct Choice {
     pub addresses: usize,
     /// Accounts at their limit can be waited for.
     pub queue: bool,
+    /// The one that was used rests: it is not chosen before it has.
+    pub rests: bool,
 }
 
 /// Notes what the next attempt must leave out.
 pub fn set_aside(tried: &mut Tried, avoid: Avoid, account: usize, endpoint: usize, choice: Choice) {
+    let another = choice.accounts > tried.accounts.len() + 1;
     match avoid {
         Avoid::Nothing => {}
-        // It rests, and is asked again after that if no other has taken the request.
-        Avoid::Limited if choice.queue => {}
+        // It is asked again when it has rested, if no other has taken the request by then.
+        Avoid::Limited if choice.queue && (choice.rests || !another) => {}
         Avoid::Account | Avoid::Limited => tried.accounts.push(account),
         // A name with several addresses is several places; the next attempt takes the next one.
         Avoid::Endpoint if choice.endpoints == 1 && choice.addresses > 1 => {}
         Avoid::Endpoint => tried.endpoints.push(endpoint),
-        Avoid::Either if choice.accounts > tried.accounts.len() + 1 => tried.accounts.push(account),
+        Avoid::Either if another => tried.accounts.push(account),
         Avoid::Either => tried.endpoints.push(endpoint),
     }
 }
@@ -119,12 +122,20 @@ mod tests {
 
     #[test]
     fn an_account_at_its_limit_is_left_out_only_if_it_cannot_be_waited_for() {
-        for (queue, left_out) in [(true, 0), (false, 1)] {
+        for (queue, rests, accounts, left_out) in [
+            (true, true, 2, 0),
+            (true, true, 1, 0),
+            // It need not rest: another one is better, but it is better than none.
+            (true, false, 2, 1),
+            (true, false, 1, 0),
+            (false, true, 1, 1),
+        ] {
             let choice = Choice {
-                accounts: 1,
+                accounts,
                 endpoints: 1,
                 addresses: 1,
                 queue,
+                rests,
             };
             let mut tried = Tried::default();
             set_aside(&mut tried, Avoid::Limited, 0, 0, choice);
