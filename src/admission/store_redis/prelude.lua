@@ -7,6 +7,8 @@ local DAY = 86400
 local host, incarnation, liveness = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+-- The latest beginning of a window, in seconds, that a host may name.
+local SOON = tonumber(clock[1]) + 3600
 
 local function text(number)
   return string.format('%.0f', number)
@@ -30,7 +32,8 @@ local function cost(n, period, amount)
 end
 
 -- The counter as it is now. A bucket leaks by Redis' clock; one that went back loses nothing and holds
--- nobody up. A window that is older than the one in use counts into that.
+-- nobody up. A window that is older than the one in use counts into that, and so does one that is too far
+-- ahead; one that is in use and too far ahead is the trace of a wrong clock, and ends with a better one.
 local function read(value, kind, window)
   local held, a, b, c = string.match(value or '', '^(%d+) (%d+) (%d+) (%d+)$')
   held, a, b, c = tonumber(held) or 0, tonumber(a) or 0, tonumber(b) or 0, tonumber(c) or 0
@@ -38,7 +41,7 @@ local function read(value, kind, window)
   if kind == 'b' then
     a = math.max(0, a - math.max(0, now - b) * 1000)
     b = now
-  elseif kind == 'c' and window > b then
+  elseif kind == 'c' and window <= SOON and (window > b or b > SOON) then
     a, b, c = 0, window, 0
   end
   return { held = held, a = a, b = b, c = c, ahead = ahead }
