@@ -85,7 +85,8 @@ pub struct State {
     pub slow: u64,
     pub away: u64,
     pub errors: u64,
-    /// How often a root was found emptied: by `FLUSHALL`, or a failover to an empty replica.
+    /// How often a root was found emptied, by `FLUSHALL` or a failover to an empty replica, or had to
+    /// be removed because its keys held something else.
     pub emptied: u64,
     /// Uses that could not be kept while Redis was away, or that Redis rejected.
     pub lost: u64,
@@ -118,7 +119,6 @@ struct Tally {
     away: AtomicU64,
     errors: AtomicU64,
     emptied: AtomicU64,
-    rejected: AtomicU64,
     last: Mutex<Option<String>>,
 }
 
@@ -184,7 +184,10 @@ impl RedisCounts {
                     unanswered.ask = None;
                 }
                 let failure = self.failure(&error);
-                if !is_rejection(&error) {
+                if is_rejection(&error) {
+                    self.outbox.lock().suspect(root);
+                    self.bell.notify_one();
+                } else {
                     self.cut(Failure::Away);
                 }
                 return Err(failure);
@@ -333,7 +336,7 @@ impl RedisCounts {
             away: count(&self.tally.away),
             errors: count(&self.tally.errors),
             emptied: count(&self.tally.emptied),
-            lost: lost.saturating_add(count(&self.tally.rejected)),
+            lost,
             last_error: self.tally.last.lock().clone(),
         }
     }

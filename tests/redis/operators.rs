@@ -96,6 +96,12 @@ async fn the_documented_access_rule_is_enough() {
     next.told().await;
     let state = next.counts.state();
     assert_eq!((state.errors, state.last_error), (0, None));
+    // And a key that has to be removed: the rejection is the only error.
+    server.cli(&["set", "{tidegate:tenant/acme}", "a string"]);
+    next.grant_anew(&wanted).await.settle(&[1, 1, 1]);
+    next.told().await;
+    let state = next.counts.state();
+    assert!(state.emptied == 1 && state.lost == 0, "{state:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

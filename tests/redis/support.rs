@@ -98,6 +98,17 @@ impl Host {
         }
     }
 
+    /// After Redis could not judge for a moment.
+    pub async fn grant_anew(&self, ask: &Ask) -> Reservation {
+        in_time("granted", async || {
+            match self.counts.reserve(ask.clone()).await {
+                Ok(Verdict::Granted { reservation, .. }) => Some(reservation),
+                _ => None,
+            }
+        })
+        .await
+    }
+
     pub async fn standing(&self, ask: &Ask) -> Vec<Standing> {
         let counters: Vec<_> = ask.parts.iter().map(|part| part.counter.clone()).collect();
         self.counts.show(&ask.root, &counters).await.unwrap()

@@ -276,6 +276,34 @@ impl Outbox {
         }
     }
 
+    /// Redis does not take it, and would not take it again: what was used is lost. What this host holds
+    /// is stated anew, with its next word about this root or sign of life.
+    pub(super) fn rejected(&mut self, batch: &Batch) {
+        if batch.sequence == 0 {
+            return;
+        }
+        self.waiting = self.waiting.saturating_sub(batch.moves.len());
+        let lost = batch.moves.iter().filter(|(_, one)| one.used > 0).count();
+        self.lost += u64::try_from(lost).unwrap_or(u64::MAX);
+        let own = self.root(&batch.root);
+        own.sent = None;
+        own.renew = true;
+        let room = MAX_ABANDONED.saturating_sub(own.abandoned.len());
+        for abandoned in batch.abandoned.iter().take(room).rev() {
+            own.abandoned.push_front(abandoned.clone());
+        }
+    }
+
+    /// Redis could not judge a request for this root: a batch, be it an empty one, finds out why.
+    pub(super) fn suspect(&mut self, root: &Arc<str>) {
+        self.wake(root);
+    }
+
+    /// The counts of a root were removed, and that was told.
+    pub(super) fn removed(&mut self, root: &Arc<str>) {
+        self.root(root).epoch = 0;
+    }
+
     /// Nobody knows whether Redis has it: it is told again, as it was.
     pub(super) fn failed(&mut self, batch: &Batch) {
         if batch.sequence > 0 {
@@ -284,7 +312,7 @@ impl Outbox {
     }
 
     /// A sign of life for each root of which something is held and that was silent for `interval`.
-    /// Forgets roots that nobody uses.
+    /// What was put off comes up again, and roots that nobody uses are forgotten.
     pub(super) fn signs(&mut self, interval: Duration, now: Instant) -> Vec<Batch> {
         let silent = |root: &Root, span| {
             root.contact
@@ -293,6 +321,11 @@ impl Outbox {
         if self.roots.len() > REMEMBERED {
             self.roots
                 .retain(|_, root| !root.is_idle() || !silent(root, FORGET_AFTER));
+        }
+        let put_off = |root: &Root| root.sent.is_none() && !root.is_ready && root.has_something();
+        let again = self.roots.iter().filter(|(_, root)| put_off(root));
+        for name in again.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.requeue(&name);
         }
         self.roots
             .iter()
