@@ -98,7 +98,7 @@ impl Counting {
             }) => {
                 let (shown, shadowed) = question.read(&standings, now);
                 let lease = hold(allowance, ask, now).map(|local| {
-                    let remote = question.into_remote(&shared.counts, Some(reservation));
+                    let remote = question.into_remote(reservation);
                     Lease::new(local, Some(remote), shown)
                 });
                 (lease, shadowed)
@@ -123,7 +123,8 @@ impl Counting {
                 };
                 let lease = local.map(|local| {
                     let shown = local.shown;
-                    let remote = question.into_remote(&shared.counts, None);
+                    let assumed = shared.counts.assume(question.ask());
+                    let remote = question.into_remote(assumed);
                     Lease::new(local, Some(remote), shown)
                 });
                 (lease, shadowed)
@@ -271,19 +272,11 @@ impl<'a> Question<'a> {
         }
     }
 
-    fn into_remote(
-        self,
-        counts: &Arc<RedisCounts>,
-        reservation: Option<store_redis::Reservation>,
-    ) -> Remote {
+    fn into_remote(self, reservation: store_redis::Reservation) -> Remote {
         let asked = self.asked.into_iter();
         Remote {
-            counts: counts.clone(),
-            root: self.root.clone(),
             reservation,
-            counters: asked
-                .map(|(_, rule, part)| (part.counter, rule.limit.key.quantity))
-                .collect(),
+            quantities: asked.map(|(_, rule, _)| rule.limit.key.quantity).collect(),
             first_request: self.first_request,
             sent: false,
         }

@@ -238,11 +238,18 @@ impl RedisCounts {
         }
     }
 
-    /// Counts what was used without a reservation, while Redis was away. Never waits.
-    pub fn report_use(&self, root: &Arc<str>, used: &[(Counter, u64)]) {
-        let moment = self.moment();
-        self.outbox.lock().used(root, used, moment);
+    /// Holds what was admitted without asking, while Redis could not decide: it is claimed as soon as
+    /// Redis is back, whether it fits or not. Never waits.
+    pub fn assume(self: &Arc<Self>, ask: Ask) -> Reservation {
+        let ticket = self.outbox.lock().assumed(&ask.root, &ask.parts);
         self.bell.notify_one();
+        Reservation {
+            counts: self.clone(),
+            root: ask.root,
+            ticket,
+            parts: ask.parts,
+            is_settled: false,
+        }
     }
 
     /// How `counters` of a root stand. `fits` says whether one unit more would fit.

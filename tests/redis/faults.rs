@@ -20,8 +20,7 @@ async fn a_redis_that_is_down_at_the_start_is_no_error_and_is_found_later() {
             .await
             .is_err_and(is_away)
     );
-    host.counts
-        .report_use(&wanted.root, &[(wanted.parts[0].counter.clone(), 4)]);
+    host.use_up(&wanted.root, &wanted.parts[0].counter, 4);
     server.restart();
     in_time("found", async || host.counts.state().up.then_some(())).await;
     // What was used while it was away was told before anyone could ask.
@@ -56,8 +55,7 @@ async fn killed_in_the_middle_it_comes_back_empty_and_what_was_meanwhile_is_told
                 .await
                 .is_err_and(is_away)
         );
-        host.counts
-            .report_use(&wanted.root, &[(wanted.parts[1].counter.clone(), 2)]);
+        host.use_up(&wanted.root, &wanted.parts[1].counter, 2);
     }
     assert!(
         began.elapsed() < PATIENT,
@@ -412,4 +410,50 @@ async fn what_redis_lost_of_its_last_moments_is_neither_held_for_ever_nor_given_
     drop((staying, late));
     host.told().await;
     assert_eq!(held(&host.standing(&wanted).await), [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_admitted_while_redis_was_away_is_held_once_it_is_back() {
+    let mut server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(3), daily(100, 10)]);
+    server.kill();
+    in_time("noticed", async || {
+        (!host.counts.state().up).then_some(host.counts.reserve(wanted.clone()).await.ok())
+    })
+    .await;
+    let [ended, open, cut] = [(); 3].map(|()| host.counts.assume(wanted.clone()));
+    ended.settle(&[0, 5]);
+    server.restart();
+    in_time("back", async || host.counts.state().up.then_some(())).await;
+    let numbers = async || {
+        let standing = host.standing(&wanted).await;
+        (standing[0].held, standing[1].held, standing[1].used)
+    };
+    assert_eq!(numbers().await, (2, 20, 5));
+    let last = host.grant(&wanted).await.unwrap();
+    assert!(host.grant(&wanted).await.is_none(), "all places are taken");
+    // One that was admitted because Redis was slow is known to it at once.
+    let late = host.counts.assume(wanted.clone());
+    host.told().await;
+    assert_eq!(numbers().await, (4, 40, 5));
+    open.settle(&[0, 7]);
+    drop((cut, last, late));
+    host.told().await;
+    assert_eq!(numbers().await, (0, 0, 12));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_admitted_unasked_is_held_although_its_root_was_never_asked_for() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(3)]);
+    let held = host.counts.assume(wanted.clone());
+    in_time("held", async || {
+        (host.standing(&wanted).await[0].held == 1).then_some(())
+    })
+    .await;
+    drop(held);
+    host.told().await;
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
 }

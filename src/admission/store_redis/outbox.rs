@@ -18,6 +18,8 @@ const BATCH: usize = 200;
 /// Roots that are remembered, and for how long, when nothing of them is held or waits.
 const REMEMBERED: usize = 20_000;
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// The generation of what Redis has never heard of.
+const UNKNOWN: u64 = 0;
 /// Redis is expected to have kept what it said longer ago.
 const RECENT: Duration = Duration::from_secs(60);
 
@@ -125,9 +127,18 @@ impl Outbox {
         parts: &[Part],
         now: Instant,
     ) -> Ticket {
+        self.root(name).contact = Some(now);
+        self.opened(name, generation, parts)
+    }
+
+    /// Admitted without asking. Redis knows nothing of it yet.
+    pub(super) fn assumed(&mut self, name: &Arc<str>, parts: &[Part]) -> Ticket {
+        self.opened(name, UNKNOWN, parts)
+    }
+
+    fn opened(&mut self, name: &Arc<str>, generation: u64, parts: &[Part]) -> Ticket {
         let root = self.root(name);
         root.open = root.open.saturating_add(1);
-        root.contact = Some(now);
         for part in parts {
             let key = (generation, part.counter.name.clone());
             let held = root.holding.entry(key).or_default();
@@ -138,7 +149,8 @@ impl Outbox {
             number: root.tickets,
             generation,
         };
-        if root.has_to_claim() {
+        // As long as Redis has told no generation, there is none to claim for: any word makes it tell.
+        if root.has_to_claim() || root.generation == UNKNOWN {
             self.wake(name);
         }
         ticket
@@ -182,21 +194,12 @@ impl Outbox {
     ) {
         for (at, part) in parts.iter().enumerate() {
             let used = used.get(at).copied().unwrap_or(0);
-            self.push(
-                root,
-                &part.counter,
-                generation,
-                (part.demand(), used),
-                moment,
-            );
-        }
-        self.wake(root);
-    }
-
-    /// Use without a reservation: what was admitted while Redis was away.
-    pub fn used(&mut self, root: &Arc<str>, used: &[(Counter, u64)], moment: Moment) {
-        for (counter, amount) in used {
-            self.push(root, counter, 0, (0, *amount), moment);
+            let release = if generation == UNKNOWN {
+                0
+            } else {
+                part.demand()
+            };
+            self.push(root, &part.counter, generation, (release, used), moment);
         }
         self.wake(root);
     }
