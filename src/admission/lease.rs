@@ -20,10 +20,8 @@ pub struct Lease {
 /// The same in Redis.
 pub(super) struct Remote {
     pub reservation: store_redis::Reservation,
-    /// By the order of the reservation's parts; limits on requests come last.
+    /// By the order of the reservation's parts, but for limits on requests, which come last.
     pub quantities: Vec<Quantity>,
-    /// Index of the first limit on requests.
-    pub first_request: usize,
     pub sent: bool,
 }
 
@@ -58,14 +56,11 @@ impl Remote {
         if std::mem::replace(&mut self.sent, true) {
             return;
         }
-        let requests = self.quantities.len().saturating_sub(self.first_request);
-        let used = vec![1; requests];
-        self.reservation.settle_from(self.first_request, &used);
+        self.reservation.settle_from(self.quantities.len(), 1);
     }
 
     fn settle(self, used: &Amounts) {
-        let others = self.quantities.iter().take(self.first_request);
-        let taken = others.map(|quantity| match quantity {
+        let taken = self.quantities.iter().map(|quantity| match quantity {
             Quantity::Concurrent => 0,
             quantity => used.of(*quantity),
         });

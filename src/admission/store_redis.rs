@@ -417,9 +417,9 @@ impl Reservation {
         self.end(used);
     }
 
-    /// Settles the parts from `first` on, now; the reservation goes on with those before. `used` is
-    /// by the order of the parts that are settled.
-    pub fn settle_from(&mut self, first: usize, used: &[u64]) {
+    /// Settles the parts from `first` on, now, each with `used`; the reservation goes on with those
+    /// before.
+    pub fn settle_from(&mut self, first: usize, used: u64) {
         if first >= self.parts.len() {
             return;
         }

@@ -156,17 +156,18 @@ impl Outbox {
         ticket
     }
 
-    /// Some parts of a granted reservation are settled before it ends. `used` as there.
+    /// Some parts of a granted reservation are settled before it ends. `used` is of each.
     pub(super) fn settled_in_part(
         &mut self,
         root: &Arc<str>,
         ticket: Ticket,
         parts: &[Part],
-        used: &[u64],
+        used: u64,
         moment: Moment,
     ) {
         let generation = self.root(root).let_go(ticket, parts);
-        self.push_all(root, generation, parts, used, moment);
+        let used = parts.iter().zip(std::iter::repeat(used));
+        self.push_all(root, generation, used, moment);
     }
 
     /// A granted reservation ends. `used` is by the order of `parts`; what is missing is nothing.
@@ -181,19 +182,18 @@ impl Outbox {
         let own = self.root(root);
         own.open = own.open.saturating_sub(1);
         let generation = own.let_go(ticket, parts);
-        self.push_all(root, generation, parts, used, moment);
+        let used = used.iter().copied().chain(std::iter::repeat(0));
+        self.push_all(root, generation, parts.iter().zip(used), moment);
     }
 
-    fn push_all(
+    fn push_all<'a>(
         &mut self,
         root: &Arc<str>,
         generation: u64,
-        parts: &[Part],
-        used: &[u64],
+        used: impl Iterator<Item = (&'a Part, u64)>,
         moment: Moment,
     ) {
-        for (at, part) in parts.iter().enumerate() {
-            let used = used.get(at).copied().unwrap_or(0);
+        for (part, used) in used {
             let release = if generation == UNKNOWN {
                 0
             } else {
