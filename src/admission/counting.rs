@@ -82,7 +82,7 @@ impl Counting {
         let question = self
             .shared
             .as_ref()
-            .and_then(|shared| Some((shared, Question::new(allowance, ask, now)?)));
+            .and_then(|shared| Some((shared, Question::new(allowance, ask)?)));
         let Some((shared, question)) = question else {
             let (local, shadowed) = reserve(allowance, ask, now);
             let lease = |local: super::reservation::Reservation| {
@@ -91,14 +91,14 @@ impl Counting {
             };
             return (local.map(lease), shadowed);
         };
-        match shared.counts.reserve(question.ask()).await {
+        match shared.counts.reserve(question.put(ask, now)).await {
             Ok(Verdict::Granted {
                 reservation,
                 standings,
             }) => {
                 let (shown, shadowed) = question.read(&standings, now);
                 let lease = hold(allowance, ask, now).map(|local| {
-                    let remote = question.into_remote(&shared.counts, Some(reservation));
+                    let remote = question.into_remote(reservation);
                     Lease::new(local, Some(remote), shown)
                 });
                 (lease, shadowed)
@@ -106,7 +106,7 @@ impl Counting {
             Ok(Verdict::Refused { standings, .. }) => {
                 let (_, shadowed) = question.read(&standings, now);
                 let refused = question
-                    .denied(&standings, now)
+                    .denied(&standings, ask, now)
                     .map_or(Refused::Unknown, |denied| Refused::Denied(Box::new(denied)));
                 (Err(refused), shadowed)
             }
@@ -123,7 +123,8 @@ impl Counting {
                 };
                 let lease = local.map(|local| {
                     let shown = local.shown;
-                    let remote = question.into_remote(&shared.counts, None);
+                    let assumed = shared.counts.assume(question.put(ask, now));
+                    let remote = question.into_remote(assumed);
                     Lease::new(local, Some(remote), shown)
                 });
                 (lease, shadowed)
@@ -232,59 +233,48 @@ impl Counting {
 struct Question<'a> {
     root: &'a Arc<str>,
     /// Limits on requests come last.
-    asked: Vec<(&'a Side, &'a LimitRule, Part)>,
-    first_request: usize,
+    asked: Vec<(&'a Side, &'a LimitRule)>,
 }
 
 impl<'a> Question<'a> {
     /// `None` if no limit covers the request.
-    fn new(allowance: &'a Allowance, ask: &Ask<'_>, now: &Now) -> Option<Self> {
+    fn new(allowance: &'a Allowance, ask: &Ask<'_>) -> Option<Self> {
         let root = allowance.root()?;
         let mut asked = Vec::with_capacity(8);
         for requests in [false, true] {
             for side in &allowance.sides {
                 for rule in side.rules(ask.surface, ask.model) {
-                    if (rule.limit.key.quantity == Quantity::Requests) == requests {
-                        let counter = counter(rule, now)?;
-                        let demand = ask.demand(&rule.limit);
-                        asked.push((side, rule, Part { counter, demand }));
+                    if is_on_requests(rule) == requests {
+                        rule.shared.as_ref()?;
+                        asked.push((side, rule));
                     }
                 }
             }
         }
-        let is_request = |(_, rule, _): &(&Side, &LimitRule, Part)| {
-            rule.limit.key.quantity == Quantity::Requests
-        };
-        let first_request = asked.iter().position(is_request).unwrap_or(asked.len());
-        (!asked.is_empty()).then_some(Self {
-            root,
-            asked,
-            first_request,
-        })
+        (!asked.is_empty()).then_some(Self { root, asked })
     }
 
-    fn ask(&self) -> store_redis::Ask {
-        let parts = self.asked.iter().map(|(_, _, part)| part.clone());
+    /// In Redis' words, one part for each limit.
+    fn put(&self, ask: &Ask<'_>, now: &Now) -> store_redis::Ask {
+        let mut parts = Vec::with_capacity(self.asked.len());
+        for (_, rule) in &self.asked {
+            parts.extend(counter(rule, now).map(|counter| Part {
+                counter,
+                demand: ask.demand(&rule.limit),
+            }));
+        }
         store_redis::Ask {
             root: self.root.clone(),
-            parts: parts.collect(),
+            parts,
         }
     }
 
-    fn into_remote(
-        self,
-        counts: &Arc<RedisCounts>,
-        reservation: Option<store_redis::Reservation>,
-    ) -> Remote {
-        let asked = self.asked.into_iter();
+    fn into_remote(self, reservation: store_redis::Reservation) -> Remote {
+        let asked = self.asked.iter().map(|(_, rule)| rule);
+        let others = asked.take_while(|rule| !is_on_requests(rule));
         Remote {
-            counts: counts.clone(),
-            root: self.root.clone(),
             reservation,
-            counters: asked
-                .map(|(_, rule, part)| (part.counter, rule.limit.key.quantity))
-                .collect(),
-            first_request: self.first_request,
+            quantities: others.map(|rule| rule.limit.key.quantity).collect(),
             sent: false,
         }
     }
@@ -293,7 +283,7 @@ impl<'a> Question<'a> {
     fn read(&self, standings: &[store_redis::Standing], now: &Now) -> (Shown, Shadowed) {
         let mut shown = Shown::default();
         let mut shadowed = Shadowed::new();
-        for ((side, rule, _), standing) in self.asked.iter().zip(standings) {
+        for ((side, rule), standing) in self.asked.iter().zip(standings) {
             if standing.fits {
                 shown.note(rule, local_form(rule, standing, now), 0);
             } else if rule.limit.shadow {
@@ -305,20 +295,29 @@ impl<'a> Question<'a> {
 
     /// Limits in shadow mode alone refuse nobody.
     fn may_refuse(&self) -> bool {
-        self.asked.iter().any(|(_, rule, _)| !rule.limit.shadow)
+        self.asked.iter().any(|(_, rule)| !rule.limit.shadow)
     }
 
     /// Of several limits that refuse, the one that does so the longest.
-    fn denied(&self, standings: &[store_redis::Standing], now: &Now) -> Option<Denied> {
+    fn denied(
+        &self,
+        standings: &[store_redis::Standing],
+        ask: &Ask<'_>,
+        now: &Now,
+    ) -> Option<Denied> {
         let asked = self.asked.iter().zip(standings);
-        let refusing =
-            asked.filter(|((_, rule, _), standing)| !standing.fits && !rule.limit.shadow);
-        let denied = refusing.map(|(asked, standing)| Self::denied_by(asked, standing, now));
+        let refusing = asked.filter(|((_, rule), standing)| !standing.fits && !rule.limit.shadow);
+        let denied = refusing.map(|((side, rule), standing)| {
+            let demand = ask.demand(&rule.limit);
+            Self::denied_by(side, rule, demand, standing, now)
+        });
         denied.reduce(|known, other| if other.outlasts(&known) { other } else { known })
     }
 
     fn denied_by(
-        (side, rule, part): &(&Side, &LimitRule, Part),
+        side: &Side,
+        rule: &LimitRule,
+        demand: u64,
         standing: &store_redis::Standing,
         now: &Now,
     ) -> Denied {
@@ -332,10 +331,14 @@ impl<'a> Question<'a> {
             subject: side.subject.name.clone(),
             key: rule.limit.key.clone(),
             standing: local_form(rule, standing, now),
-            demand: part.demand,
+            demand,
             full,
         }
     }
+}
+
+fn is_on_requests(rule: &LimitRule) -> bool {
+    rule.limit.key.quantity == Quantity::Requests
 }
 
 /// A limit's counter in Redis, with the window of this moment.

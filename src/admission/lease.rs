@@ -3,12 +3,10 @@
 //! Where Redis counts, this process counts its own part as well. So it knows what it has used when
 //! Redis goes away, and one list of leases tells what is under way.
 
-use std::sync::Arc;
-
 use super::amounts::Amounts;
 use super::clock::Now;
 use super::reservation::{Reservation, Shown};
-use super::store_redis::{self, Counter, RedisCounts};
+use super::store_redis;
 use crate::config::settings::Quantity;
 
 /// Given back when it is dropped.
@@ -21,14 +19,9 @@ pub struct Lease {
 
 /// The same in Redis.
 pub(super) struct Remote {
-    pub counts: Arc<RedisCounts>,
-    pub root: Arc<str>,
-    /// `None` for a request that was admitted while Redis was away: its use is told later.
-    pub reservation: Option<store_redis::Reservation>,
-    /// By the order of the reservation's parts; limits on requests come last.
-    pub counters: Vec<(Counter, Quantity)>,
-    /// Index of the first limit on requests.
-    pub first_request: usize,
+    pub reservation: store_redis::Reservation,
+    /// By the order of the reservation's parts, but for limits on requests, which come last.
+    pub quantities: Vec<Quantity>,
     pub sent: bool,
 }
 
@@ -63,36 +56,14 @@ impl Remote {
         if std::mem::replace(&mut self.sent, true) {
             return;
         }
-        let requests = self.counters.get(self.first_request..).unwrap_or_default();
-        match &mut self.reservation {
-            Some(reservation) => {
-                reservation.settle_from(self.first_request, &vec![1; requests.len()]);
-            }
-            None => {
-                let used: Vec<_> = requests.iter().map(|(one, _)| (one.clone(), 1)).collect();
-                self.counts.report_use(&self.root, &used);
-            }
-        }
+        self.reservation.settle_from(self.quantities.len(), 1);
     }
 
     fn settle(self, used: &Amounts) {
-        let others = self.counters.get(..self.first_request).unwrap_or_default();
-        let taken = |quantity: &Quantity| match quantity {
+        let taken = self.quantities.iter().map(|quantity| match quantity {
             Quantity::Concurrent => 0,
             quantity => used.of(*quantity),
-        };
-        match self.reservation {
-            Some(reservation) => {
-                let used: Vec<_> = others.iter().map(|(_, quantity)| taken(quantity)).collect();
-                reservation.settle(&used);
-            }
-            None => {
-                let used = others.iter();
-                let used: Vec<_> = used
-                    .map(|(counter, quantity)| (counter.clone(), taken(quantity)))
-                    .collect();
-                self.counts.report_use(&self.root, &used);
-            }
-        }
+        });
+        self.reservation.settle(&taken.collect::<Vec<_>>());
     }
 }

@@ -85,7 +85,8 @@ pub struct State {
     pub slow: u64,
     pub away: u64,
     pub errors: u64,
-    /// How often a root was found emptied: by `FLUSHALL`, or a failover to an empty replica.
+    /// How often a root was found emptied, by `FLUSHALL` or a failover to an empty replica, or had to
+    /// be removed because its keys held something else.
     pub emptied: u64,
     /// Uses that could not be kept while Redis was away, or that Redis rejected.
     pub lost: u64,
@@ -118,7 +119,6 @@ struct Tally {
     away: AtomicU64,
     errors: AtomicU64,
     emptied: AtomicU64,
-    rejected: AtomicU64,
     last: Mutex<Option<String>>,
 }
 
@@ -184,7 +184,10 @@ impl RedisCounts {
                     unanswered.ask = None;
                 }
                 let failure = self.failure(&error);
-                if !is_rejection(&error) {
+                if is_rejection(&error) {
+                    self.outbox.lock().suspect(root);
+                    self.bell.notify_one();
+                } else {
                     self.cut(Failure::Away);
                 }
                 return Err(failure);
@@ -235,11 +238,18 @@ impl RedisCounts {
         }
     }
 
-    /// Counts what was used without a reservation, while Redis was away. Never waits.
-    pub fn report_use(&self, root: &Arc<str>, used: &[(Counter, u64)]) {
-        let moment = self.moment();
-        self.outbox.lock().used(root, used, moment);
+    /// Holds what was admitted without asking, while Redis could not decide: it is claimed as soon as
+    /// Redis is back, whether it fits or not. Never waits.
+    pub fn assume(self: &Arc<Self>, ask: Ask) -> Reservation {
+        let ticket = self.outbox.lock().assumed(&ask.root, &ask.parts);
         self.bell.notify_one();
+        Reservation {
+            counts: self.clone(),
+            root: ask.root,
+            ticket,
+            parts: ask.parts,
+            is_settled: false,
+        }
     }
 
     /// How `counters` of a root stand. `fits` says whether one unit more would fit.
@@ -333,7 +343,7 @@ impl RedisCounts {
             away: count(&self.tally.away),
             errors: count(&self.tally.errors),
             emptied: count(&self.tally.emptied),
-            lost: lost.saturating_add(count(&self.tally.rejected)),
+            lost,
             last_error: self.tally.last.lock().clone(),
         }
     }
@@ -407,9 +417,9 @@ impl Reservation {
         self.end(used);
     }
 
-    /// Settles the parts from `first` on, now; the reservation goes on with those before. `used` is
-    /// by the order of the parts that are settled.
-    pub fn settle_from(&mut self, first: usize, used: &[u64]) {
+    /// Settles the parts from `first` on, now, each with `used`; the reservation goes on with those
+    /// before.
+    pub fn settle_from(&mut self, first: usize, used: u64) {
         if first >= self.parts.len() {
             return;
         }

@@ -20,8 +20,7 @@ async fn a_redis_that_is_down_at_the_start_is_no_error_and_is_found_later() {
             .await
             .is_err_and(is_away)
     );
-    host.counts
-        .report_use(&wanted.root, &[(wanted.parts[0].counter.clone(), 4)]);
+    host.use_up(&wanted.root, &wanted.parts[0].counter, 4);
     server.restart();
     in_time("found", async || host.counts.state().up.then_some(())).await;
     // What was used while it was away was told before anyone could ask.
@@ -56,8 +55,7 @@ async fn killed_in_the_middle_it_comes_back_empty_and_what_was_meanwhile_is_told
                 .await
                 .is_err_and(is_away)
         );
-        host.counts
-            .report_use(&wanted.root, &[(wanted.parts[1].counter.clone(), 2)]);
+        host.use_up(&wanted.root, &wanted.parts[1].counter, 2);
     }
     assert!(
         began.elapsed() < PATIENT,
@@ -256,20 +254,112 @@ async fn a_settlement_whose_answer_was_lost_is_counted_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_not_ours_fails_its_own_root_only() {
+async fn a_key_that_is_not_ours_is_removed_and_its_root_begins_anew() {
+    let server = Server::start(&[]);
+    let (host, other) = (Host::at(&server, "a").await, Host::at(&server, "b").await);
+    let wanted = ask(vec![concurrency(9), daily(100, 10)]);
+    let root = "{tidegate:tenant/acme}";
+    for (round, key) in ["", ":hosts", ":host:a", ":host:b"].iter().enumerate() {
+        let open = [
+            host.grant(&wanted).await.unwrap(),
+            host.grant(&wanted).await.unwrap(),
+        ];
+        let others = other.grant(&wanted).await.unwrap();
+        let key = format!("{root}{key}");
+        assert_eq!(server.cli(&["set", &key, "a string"]), "OK");
+        // Requests are judged again, and each host claims what it holds with its next word.
+        for one in [&host, &other, &host] {
+            drop(one.grant_anew(&wanted).await);
+            one.told().await;
+        }
+        let state = host.counts.state();
+        assert!(state.up && state.lost == 0, "{state:?}");
+        assert_eq!(usize::try_from(state.emptied).unwrap(), round + 1, "{key}");
+        let standing = host.standing(&wanted).await;
+        assert_eq!((standing[0].held, standing[1].held), (3, 30), "{key}");
+        let [first, second] = open;
+        first.settle(&[1, 3]);
+        drop((second, others));
+        host.told().await;
+        other.told().await;
+        let standing = host.standing(&wanted).await;
+        let told = (standing[0].held, standing[1].held, standing[1].used);
+        assert_eq!(told, (0, 0, 3), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_that_waits_for_a_key_that_is_not_ours_is_told_once_it_is_mended() {
     let server = Server::start(&[]);
     let host = Host::at(&server, "a").await;
-    server.cli(&["set", "{tidegate:tenant/acme}", "a string"]);
     let wanted = ask(vec![daily(100, 10)]);
-    assert!(host.counts.reserve(wanted.clone()).await.is_err());
-    host.counts
-        .report_use(&wanted.root, &[(wanted.parts[0].counter.clone(), 4)]);
+    let held = host.grant(&wanted).await.unwrap();
+    server.cli(&["set", "{tidegate:tenant/acme}", "a string"]);
+    held.settle(&[4]);
     host.told().await;
+    let standing = host.standing(&wanted).await[0];
+    assert_eq!((standing.used, standing.held), (4, 0));
+    // So is the key by which it finds out whether Redis can be used at all.
+    server.cli(&["set", "{tidegate:probe}", "a string"]);
+    let late = Host::at(&server, "late").await;
+    assert!(late.counts.state().up);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_are_none_of_ours_count_as_nothing() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(9), daily(100, 10)]);
+    let held = host.grant(&wanted).await.unwrap();
+    let (root, own) = ("{tidegate:tenant/acme}", "{tidegate:tenant/acme}:host:a");
+    for (key, field) in [(root, "daily"), (root, "epoch"), (own, "sequence")] {
+        server.cli(&["hset", key, field, "many"]);
+        drop(host.grant(&wanted).await.unwrap());
+        host.told().await;
+    }
+    drop(held);
+    host.told().await;
+    let standing = host.standing(&wanted).await;
+    assert_eq!((standing[0].held, standing[1].held), (0, 0));
+    for field in ["held daily", "generation"] {
+        server.cli(&["hset", own, field, "many"]);
+        drop(host.grant(&wanted).await.unwrap());
+        host.told().await;
+    }
+    assert_eq!(host.counts.state().errors, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rejected_batch_let_go_is_let_go_all_the_same() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(9), daily(100, 10)]);
+    let [ending, staying] = [
+        host.grant(&wanted).await.unwrap(),
+        host.grant(&wanted).await.unwrap(),
+    ];
+    host.told().await;
+    // It may not look at types, so it cannot mend.
+    let user = ["acl", "setuser", "default", "-type"];
+    assert_eq!(server.cli(&user), "OK");
+    let hosts = "{tidegate:tenant/acme}:hosts";
+    server.cli(&["set", hosts, "a string"]);
+    ending.settle(&[0, 10]);
+    in_time("rejected", async || {
+        (host.counts.state().lost == 1).then_some(())
+    })
+    .await;
+    server.cli(&["del", hosts]);
+    // Nobody asks meanwhile: it comes up with the next sign of life.
+    in_time("let go", async || {
+        let standing = host.standing(&wanted).await;
+        ((standing[0].held, standing[1].held) == (1, 10)).then_some(())
+    })
+    .await;
     assert!(host.counts.state().up);
-    assert_eq!(host.counts.state().lost, 1);
-    let mut other = wanted;
-    other.root = "tenant/other".into();
-    assert!(host.grant(&other).await.is_some());
+    drop(staying);
+    host.told().await;
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -320,4 +410,50 @@ async fn what_redis_lost_of_its_last_moments_is_neither_held_for_ever_nor_given_
     drop((staying, late));
     host.told().await;
     assert_eq!(held(&host.standing(&wanted).await), [0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_admitted_while_redis_was_away_is_held_once_it_is_back() {
+    let mut server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(3), daily(100, 10)]);
+    server.kill();
+    in_time("noticed", async || {
+        (!host.counts.state().up).then_some(host.counts.reserve(wanted.clone()).await.ok())
+    })
+    .await;
+    let [ended, open, cut] = [(); 3].map(|()| host.counts.assume(wanted.clone()));
+    ended.settle(&[0, 5]);
+    server.restart();
+    in_time("back", async || host.counts.state().up.then_some(())).await;
+    let numbers = async || {
+        let standing = host.standing(&wanted).await;
+        (standing[0].held, standing[1].held, standing[1].used)
+    };
+    assert_eq!(numbers().await, (2, 20, 5));
+    let last = host.grant(&wanted).await.unwrap();
+    assert!(host.grant(&wanted).await.is_none(), "all places are taken");
+    // One that was admitted because Redis was slow is known to it at once.
+    let late = host.counts.assume(wanted.clone());
+    host.told().await;
+    assert_eq!(numbers().await, (4, 40, 5));
+    open.settle(&[0, 7]);
+    drop((cut, last, late));
+    host.told().await;
+    assert_eq!(numbers().await, (0, 0, 12));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_admitted_unasked_is_held_although_its_root_was_never_asked_for() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![concurrency(3)]);
+    let held = host.counts.assume(wanted.clone());
+    in_time("held", async || {
+        (host.standing(&wanted).await[0].held == 1).then_some(())
+    })
+    .await;
+    drop(held);
+    host.told().await;
+    assert_eq!(host.standing(&wanted).await[0].held, 0);
 }

@@ -1,5 +1,7 @@
 //! What a host holds belongs to it, and ends with it.
 
+use tidegate::admission::store_redis::Rule;
+
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,6 +93,60 @@ async fn a_clock_that_goes_back_locks_nobody_out() {
         .parse()
         .unwrap();
     assert!(beat < 9e15);
+}
+
+/// With the window of a host whose clock is years ahead.
+fn daily_ahead(amount: u64, demand: u64) -> tidegate::admission::store_redis::Ask {
+    let window = 1 << 40;
+    ask(vec![part(
+        "daily",
+        Rule::Calendar { window, amount },
+        demand,
+    )])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_clock_is_far_ahead_neither_resets_a_budget_nor_locks_anyone_out() {
+    let server = Server::start(&[]);
+    let (right, ahead) = (
+        Host::at(&server, "right").await,
+        Host::at(&server, "ahead").await,
+    );
+    right
+        .grant(&ask(vec![daily(10, 6)]))
+        .await
+        .unwrap()
+        .settle(&[6]);
+    right.told().await;
+    assert!(ahead.grant(&daily_ahead(10, 6)).await.is_none());
+    ahead.grant(&daily_ahead(10, 3)).await.unwrap().settle(&[3]);
+    ahead.told().await;
+    let standing = right.standing(&ask(vec![daily(10, 1)])).await[0];
+    assert_eq!((standing.used, standing.window), (9, 1000));
+    assert!(right.grant(&ask(vec![daily(10, 2)])).await.is_none());
+    // The next window begins as ever, by the others' clocks.
+    let next = part(
+        "daily",
+        Rule::Calendar {
+            window: 2000,
+            amount: 10,
+        },
+        10,
+    );
+    assert!(right.grant(&ask(vec![next])).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_from_the_far_future_gives_way_to_the_one_of_now() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let key = "{tidegate:tenant/acme}";
+    server.cli(&["hset", key, "daily", "0 10 2082758400 0"]); // 2036
+    let wanted = ask(vec![daily(10, 4)]);
+    host.grant(&wanted).await.unwrap().settle(&[4]);
+    host.told().await;
+    let standing = host.standing(&wanted).await[0];
+    assert_eq!((standing.used, standing.window), (4, 1000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -238,10 +238,7 @@ impl Run {
                 window,
             } => {
                 let part = &parts(&[(counter, used)], window)[0];
-                let root = "tenant/acme".into();
-                self.hosts[host]
-                    .counts
-                    .report_use(&root, &[(part.counter.clone(), used)]);
+                self.hosts[host].use_up("tenant/acme", &part.counter, used);
                 self.hosts[host].told().await;
                 if used > 0 {
                     self.of(part).add(part.counter.rule, used);

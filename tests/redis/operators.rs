@@ -1,6 +1,6 @@
 //! What operators may do, and how little a Redis user needs to be allowed.
 
-use tidegate::admission::store_redis::StoreError;
+use tidegate::admission::store_redis::{StoreError, Verdict, Wait};
 use tidegate::config::secret::Secret;
 use tidegate::config::settings::RedisNodes;
 
@@ -29,6 +29,25 @@ async fn an_extension_counts_for_its_window_and_a_reset_leaves_what_is_held() {
     let bucket = hourly(1, 1, 1).counter;
     let refused = host.counts.grant(&wanted.root, &bucket, 1).await;
     assert_eq!(refused, Err(StoreError::NotGrantable));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extension_has_room_for_requests_that_the_limit_alone_never_had() {
+    let server = Server::start(&[]);
+    let host = Host::at(&server, "a").await;
+    let wanted = ask(vec![daily(10, 12)]);
+    let wait = async || match host.counts.reserve(wanted.clone()).await.unwrap() {
+        Verdict::Refused { standings, .. } => standings[0].wait,
+        Verdict::Granted { standings, .. } => standings[0].wait,
+    };
+    assert_eq!(wait().await, Wait::Never);
+    let counter = &wanted.parts[0].counter;
+    host.counts.grant(&wanted.root, counter, 5).await.unwrap();
+    let held = host.grant(&wanted).await.unwrap();
+    assert_eq!(wait().await, Wait::Release);
+    held.settle(&[12]);
+    host.told().await;
+    assert_eq!(wait().await, Wait::Window);
 }
 
 /// The rule in docs/stores.md, with a password.
@@ -77,6 +96,12 @@ async fn the_documented_access_rule_is_enough() {
     next.told().await;
     let state = next.counts.state();
     assert_eq!((state.errors, state.last_error), (0, None));
+    // And a key that has to be removed: the rejection is the only error.
+    server.cli(&["set", "{tidegate:tenant/acme}", "a string"]);
+    next.grant_anew(&wanted).await.settle(&[1, 1, 1]);
+    next.told().await;
+    let state = next.counts.state();
+    assert!(state.emptied == 1 && state.lost == 0, "{state:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

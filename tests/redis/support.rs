@@ -98,6 +98,25 @@ impl Host {
         }
     }
 
+    /// After Redis could not judge for a moment.
+    pub async fn grant_anew(&self, ask: &Ask) -> Reservation {
+        in_time("granted", async || {
+            match self.counts.reserve(ask.clone()).await {
+                Ok(Verdict::Granted { reservation, .. }) => Some(reservation),
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    /// Uses up what it never asked Redis for.
+    pub fn use_up(&self, root: &str, counter: &Counter, used: u64) {
+        let counter = counter.clone();
+        let parts = vec![Part { counter, demand: 0 }];
+        let root = root.into();
+        self.counts.assume(Ask { root, parts }).settle(&[used]);
+    }
+
     pub async fn standing(&self, ask: &Ask) -> Vec<Standing> {
         let counters: Vec<_> = ask.parts.iter().map(|part| part.counter.clone()).collect();
         self.counts.show(&ask.root, &counters).await.unwrap()

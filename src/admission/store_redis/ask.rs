@@ -74,8 +74,8 @@ pub struct Standing {
     pub held: u64,
     /// Granted by an operator beyond the amount, for this window.
     pub extra: u64,
-    /// Of a calendar's window in use, unix seconds; later than the caller's if another host's clock
-    /// is ahead. 0 for the others.
+    /// Of a calendar's window in use, unix seconds; another one than the caller's if its clock or
+    /// another host's is wrong. 0 for the others.
     pub window: u64,
     /// Of a bucket: until it is empty if nothing is added.
     pub drains: Duration,
@@ -265,9 +265,10 @@ impl Part {
                 }
             }
             Rule::Calendar { amount, .. } => {
-                if demand > amount {
+                let allowed = amount.saturating_add(raw.c);
+                if demand > allowed {
                     Wait::Never
-                } else if raw.a.saturating_add(demand) <= amount.saturating_add(raw.c) {
+                } else if raw.a.saturating_add(demand) <= allowed {
                     Wait::Release
                 } else {
                     Wait::Window

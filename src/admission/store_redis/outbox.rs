@@ -3,6 +3,8 @@
 //! away. One batch of a root is under way at a time, with a number by which Redis knows a repetition.
 //! Pure: no connection, and `now` as an argument.
 
+mod root;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ const BATCH: usize = 200;
 /// Roots that are remembered, and for how long, when nothing of them is held or waits.
 const REMEMBERED: usize = 20_000;
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// The generation of what Redis has never heard of.
+const UNKNOWN: u64 = 0;
 /// Redis is expected to have kept what it said longer ago.
 const RECENT: Duration = Duration::from_secs(60);
 
@@ -125,9 +129,18 @@ impl Outbox {
         parts: &[Part],
         now: Instant,
     ) -> Ticket {
+        self.root(name).contact = Some(now);
+        self.opened(name, generation, parts)
+    }
+
+    /// Admitted without asking. Redis knows nothing of it yet.
+    pub(super) fn assumed(&mut self, name: &Arc<str>, parts: &[Part]) -> Ticket {
+        self.opened(name, UNKNOWN, parts)
+    }
+
+    fn opened(&mut self, name: &Arc<str>, generation: u64, parts: &[Part]) -> Ticket {
         let root = self.root(name);
         root.open = root.open.saturating_add(1);
-        root.contact = Some(now);
         for part in parts {
             let key = (generation, part.counter.name.clone());
             let held = root.holding.entry(key).or_default();
@@ -138,23 +151,25 @@ impl Outbox {
             number: root.tickets,
             generation,
         };
-        if root.has_to_claim() {
+        // As long as Redis has told no generation, there is none to claim for: any word makes it tell.
+        if root.has_to_claim() || root.generation == UNKNOWN {
             self.wake(name);
         }
         ticket
     }
 
-    /// Some parts of a granted reservation are settled before it ends. `used` as there.
+    /// Some parts of a granted reservation are settled before it ends. `used` is of each.
     pub(super) fn settled_in_part(
         &mut self,
         root: &Arc<str>,
         ticket: Ticket,
         parts: &[Part],
-        used: &[u64],
+        used: u64,
         moment: Moment,
     ) {
         let generation = self.root(root).let_go(ticket, parts);
-        self.push_all(root, generation, parts, used, moment);
+        let used = parts.iter().zip(std::iter::repeat(used));
+        self.push_all(root, generation, used, moment);
     }
 
     /// A granted reservation ends. `used` is by the order of `parts`; what is missing is nothing.
@@ -169,34 +184,24 @@ impl Outbox {
         let own = self.root(root);
         own.open = own.open.saturating_sub(1);
         let generation = own.let_go(ticket, parts);
-        self.push_all(root, generation, parts, used, moment);
+        let used = used.iter().copied().chain(std::iter::repeat(0));
+        self.push_all(root, generation, parts.iter().zip(used), moment);
     }
 
-    fn push_all(
+    fn push_all<'a>(
         &mut self,
         root: &Arc<str>,
         generation: u64,
-        parts: &[Part],
-        used: &[u64],
+        used: impl Iterator<Item = (&'a Part, u64)>,
         moment: Moment,
     ) {
-        for (at, part) in parts.iter().enumerate() {
-            let used = used.get(at).copied().unwrap_or(0);
-            self.push(
-                root,
-                &part.counter,
-                generation,
-                (part.demand(), used),
-                moment,
-            );
-        }
-        self.wake(root);
-    }
-
-    /// Use without a reservation: what was admitted while Redis was away.
-    pub fn used(&mut self, root: &Arc<str>, used: &[(Counter, u64)], moment: Moment) {
-        for (counter, amount) in used {
-            self.push(root, counter, 0, (0, *amount), moment);
+        for (part, used) in used {
+            let release = if generation == UNKNOWN {
+                0
+            } else {
+                part.demand()
+            };
+            self.push(root, &part.counter, generation, (release, used), moment);
         }
         self.wake(root);
     }
@@ -276,6 +281,34 @@ impl Outbox {
         }
     }
 
+    /// Redis does not take it, and would not take it again: what was used is lost. What this host holds
+    /// is stated anew, with its next word about this root or sign of life.
+    pub(super) fn rejected(&mut self, batch: &Batch) {
+        if batch.sequence == 0 {
+            return;
+        }
+        self.waiting = self.waiting.saturating_sub(batch.moves.len());
+        let lost = batch.moves.iter().filter(|(_, one)| one.used > 0).count();
+        self.lost += u64::try_from(lost).unwrap_or(u64::MAX);
+        let own = self.root(&batch.root);
+        own.sent = None;
+        own.renew = true;
+        let room = MAX_ABANDONED.saturating_sub(own.abandoned.len());
+        for abandoned in batch.abandoned.iter().take(room).rev() {
+            own.abandoned.push_front(abandoned.clone());
+        }
+    }
+
+    /// Redis could not judge a request for this root: a batch, be it an empty one, finds out why.
+    pub(super) fn suspect(&mut self, root: &Arc<str>) {
+        self.wake(root);
+    }
+
+    /// The counts of a root were removed, and that was told.
+    pub(super) fn removed(&mut self, root: &Arc<str>) {
+        self.root(root).epoch = 0;
+    }
+
     /// Nobody knows whether Redis has it: it is told again, as it was.
     pub(super) fn failed(&mut self, batch: &Batch) {
         if batch.sequence > 0 {
@@ -284,7 +317,7 @@ impl Outbox {
     }
 
     /// A sign of life for each root of which something is held and that was silent for `interval`.
-    /// Forgets roots that nobody uses.
+    /// What was put off comes up again, and roots that nobody uses are forgotten.
     pub(super) fn signs(&mut self, interval: Duration, now: Instant) -> Vec<Batch> {
         let silent = |root: &Root, span| {
             root.contact
@@ -293,6 +326,11 @@ impl Outbox {
         if self.roots.len() > REMEMBERED {
             self.roots
                 .retain(|_, root| !root.is_idle() || !silent(root, FORGET_AFTER));
+        }
+        let put_off = |root: &Root| root.sent.is_none() && !root.is_ready && root.has_something();
+        let again = self.roots.iter().filter(|(_, root)| put_off(root));
+        for name in again.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.requeue(&name);
         }
         self.roots
             .iter()
@@ -384,86 +422,6 @@ impl Outbox {
             .saturating_add(counter.rule.cost(used))
             .min(LIMIT);
         self.waiting += self.roots.get(root).map_or(0, |own| own.moves.len()) - before;
-    }
-}
-
-impl Root {
-    fn pack(&mut self, name: &Arc<str>, sequence: u64, moment: Moment) -> Batch {
-        let mut moves = Vec::new();
-        while moves.len() < BATCH {
-            let Some((key, mut one)) = self.moves.pop_first() else {
-                break;
-            };
-            one.leak(moment);
-            moves.push((key, one));
-        }
-        let taken = self.abandoned.len().min(BATCH);
-        let renew = std::mem::take(&mut self.renew);
-        if renew {
-            self.generation = self.generation.saturating_add(1);
-        }
-        let claims = self.claims();
-        Batch {
-            root: name.clone(),
-            sequence,
-            renew,
-            claims,
-            generation: self.generation,
-            moves,
-            abandoned: self.abandoned.drain(..taken).collect(),
-        }
-    }
-
-    /// Says to which generation the release of these parts belongs.
-    fn let_go(&mut self, ticket: Ticket, parts: &[Part]) -> u64 {
-        let generation = match self.claimed {
-            (upto, claimed) if ticket.number <= upto => claimed.max(ticket.generation),
-            _ => ticket.generation,
-        };
-        for part in parts {
-            let key = (generation, part.counter.name.clone());
-            if let Some(held) = self.holding.get_mut(&key) {
-                *held = held.saturating_sub(part.demand());
-                if *held == 0 {
-                    self.holding.remove(&key);
-                }
-            }
-        }
-        generation
-    }
-
-    /// What earlier generations hold becomes part of this one.
-    fn claims(&mut self) -> Vec<(Arc<str>, u64)> {
-        let mut claims: BTreeMap<Arc<str>, u64> = BTreeMap::new();
-        while self.has_to_claim() {
-            let Some(((_, counter), held)) = self.holding.pop_first() else {
-                break;
-            };
-            let claim = claims.entry(counter).or_default();
-            *claim = claim.saturating_add(held).min(LIMIT);
-        }
-        for (counter, claim) in &claims {
-            let key = (self.generation, counter.clone());
-            let held = self.holding.entry(key).or_default();
-            *held = held.saturating_add(*claim);
-        }
-        if !claims.is_empty() {
-            self.claimed = (self.tickets, self.generation);
-        }
-        claims.into_iter().collect()
-    }
-
-    fn has_to_claim(&self) -> bool {
-        let oldest = self.holding.first_key_value();
-        oldest.is_some_and(|((generation, _), _)| *generation < self.generation)
-    }
-
-    fn has_something(&self) -> bool {
-        !self.moves.is_empty() || !self.abandoned.is_empty() || self.renew || self.has_to_claim()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.open == 0 && self.sent.is_none() && !self.has_something()
     }
 }
 

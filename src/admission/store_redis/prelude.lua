@@ -7,9 +7,16 @@ local DAY = 86400
 local host, incarnation, liveness = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+-- The latest beginning of a window, in seconds, that a host may name.
+local SOON = tonumber(clock[1]) + 3600
 
 local function text(number)
   return string.format('%.0f', number)
+end
+
+-- Whatever else stands where a number of ours should be is 0.
+local function whole(written)
+  return tonumber(string.match(written or '', '^%d+$') or '0')
 end
 
 -- ceil(n * period / amount) for n <= 2^53, period < 2^48, amount <= 2^40; at most LIMIT. Long division
@@ -30,7 +37,8 @@ local function cost(n, period, amount)
 end
 
 -- The counter as it is now. A bucket leaks by Redis' clock; one that went back loses nothing and holds
--- nobody up. A window that is older than the one in use counts into that.
+-- nobody up. A window that is older than the one in use counts into that, and so does one that is too far
+-- ahead; one that is in use and too far ahead is the trace of a wrong clock, and ends with a better one.
 local function read(value, kind, window)
   local held, a, b, c = string.match(value or '', '^(%d+) (%d+) (%d+) (%d+)$')
   held, a, b, c = tonumber(held) or 0, tonumber(a) or 0, tonumber(b) or 0, tonumber(c) or 0
@@ -38,7 +46,7 @@ local function read(value, kind, window)
   if kind == 'b' then
     a = math.max(0, a - math.max(0, now - b) * 1000)
     b = now
-  elseif kind == 'c' and window > b then
+  elseif kind == 'c' and window <= SOON and (window > b or b > SOON) then
     a, b, c = 0, window, 0
   end
   return { held = held, a = a, b = b, c = c, ahead = ahead }
@@ -55,17 +63,30 @@ local function packed(counter)
   return text(counter.held) .. ' ' .. text(counter.a) .. ' ' .. text(counter.b) .. ' ' .. text(counter.c)
 end
 
--- Takes back what a host holds. Its sequence stays, so that a repeated settlement is still known.
+-- The time at which these counts began: another one tells that Redis was emptied. Without it nobody
+-- knows whose counts these are.
+local function epoch()
+  local known = whole(redis.call('HGET', KEYS[1], 'epoch'))
+  if known > 0 then return known end
+  -- Not in any case: after a first write, a script may go on although there is no memory.
+  if redis.call('TYPE', KEYS[1]).ok ~= 'none' then redis.call('DEL', KEYS[1]) end
+  redis.call('HSET', KEYS[1], 'epoch', text(now))
+  return now
+end
+
+-- Takes back what a host holds of these counts, not what it held of former ones. Its sequence stays, so
+-- that a repeated settlement is still known.
 local function expel(name)
   local key = KEYS[1] .. ':host:' .. name
   local all = redis.call('HGETALL', key)
+  local counts = redis.call('HGET', KEYS[1], 'epoch') == redis.call('HGET', key, 'epoch')
   for at = 1, #all, 2 do
     local field = string.match(all[at], '^held (.*)$')
     if field then
-      local value = redis.call('HGET', KEYS[1], field)
+      local value = counts and redis.call('HGET', KEYS[1], field)
       if value then
         local counter = read(value, '', 0)
-        counter.held = math.max(0, counter.held - tonumber(all[at + 1]))
+        counter.held = math.max(0, counter.held - whole(all[at + 1]))
         redis.call('HSET', KEYS[1], field, packed(counter))
       end
       redis.call('HDEL', key, all[at])
@@ -91,23 +112,15 @@ local function sweep()
   end
 end
 
--- The time at which these counts began: another one tells that Redis was emptied.
-local function epoch()
-  local known = redis.call('HGET', KEYS[1], 'epoch')
-  if known then return tonumber(known) end
-  redis.call('HSET', KEYS[1], 'epoch', text(now))
-  return now
-end
-
 -- Which generation of what this host holds counts now; 0 for none.
-local function generation()
-  local known = redis.call('HMGET', KEYS[3], 'incarnation', 'generation')
-  if known[1] and known[1] ~= incarnation then
+local function generation(began)
+  local known = redis.call('HMGET', KEYS[3], 'incarnation', 'generation', 'epoch')
+  if known[1] and (known[1] ~= incarnation or whole(known[3]) ~= began) then
     expel(host)
     redis.call('DEL', KEYS[3])
     return 0
   end
-  return tonumber(known[2] or '0')
+  return whole(known[2])
 end
 
 -- Longer than a month. What hosts hold outlives the sums it is part of, else nobody could take it back.
@@ -117,10 +130,17 @@ local function keep()
   redis.call('EXPIRE', KEYS[3], 41 * DAY)
 end
 
-local function enlist(current)
+-- This host holds more of a counter.
+local function hold(field, amount)
+  local name = 'held ' .. field
+  redis.call('HSET', KEYS[3], name, text(whole(redis.call('HGET', KEYS[3], name)) + amount))
+end
+
+-- `began`: of the counts that what it holds is part of.
+local function enlist(current, began)
   if current == 0 then
     current = now
-    redis.call('HSET', KEYS[3], 'incarnation', incarnation, 'generation', text(current))
+    redis.call('HSET', KEYS[3], 'incarnation', incarnation, 'generation', text(current), 'epoch', text(began))
     keep()
   end
   redis.call('ZADD', KEYS[2], text(now), host)

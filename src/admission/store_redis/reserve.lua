@@ -5,7 +5,8 @@
 -- counter as it is afterwards: fits, held, a, b, c.
 local OPEN, MARK_LIFE = ARGV[4] == 'reserve', ARGV[5]
 sweep()
-local began, mine = epoch(), generation()
+local began = epoch()
+local mine = generation(began)
 local fields = {}
 for at = 6, #ARGV, 7 do fields[#fields + 1] = ARGV[at] end
 local values = redis.call('HMGET', KEYS[1], unpack(fields))
@@ -50,13 +51,13 @@ if OPEN then
   end
 end
 if outcome == 1 then
-  enlist(known)
+  enlist(known, began)
   local written = {}
   for index, counter in ipairs(counters) do
     counter.held = math.min(counter.held + counter.demand, 2 * LIMIT)
     written[#written + 1] = fields[index]
     written[#written + 1] = packed(counter)
-    redis.call('HINCRBY', KEYS[3], 'held ' .. fields[index], text(counter.demand))
+    hold(fields[index], counter.demand)
   end
   if #written > 0 then redis.call('HSET', KEYS[1], unpack(written)) end
 elseif mark and outcome == 0 then

@@ -22,6 +22,7 @@ pub(super) struct Scripts {
     reserve: Script,
     settle: Script,
     operate: Script,
+    mend: Script,
     prefix: String,
     host: String,
     incarnation: String,
@@ -64,6 +65,7 @@ impl Scripts {
             reserve: script(include_str!("reserve.lua")),
             settle: script(include_str!("settle.lua")),
             operate: script(include_str!("operate.lua")),
+            mend: script(include_str!("mend.lua")),
             prefix: escaped(prefix),
             host: host.to_owned(),
             incarnation: incarnation.to_owned(),
@@ -75,7 +77,7 @@ impl Scripts {
     /// # Errors
     /// If Redis does not take them.
     pub async fn load(&self, link: &mut impl ConnectionLike) -> RedisResult<()> {
-        for script in [&self.reserve, &self.settle, &self.operate] {
+        for script in [&self.reserve, &self.settle, &self.operate, &self.mend] {
             script.load_async(link).await?;
         }
         Ok(())
@@ -161,6 +163,12 @@ impl Scripts {
             .arg(amount);
         let _: (u64, u64) = call.invoke_async(link).await?;
         Ok(())
+    }
+
+    /// Removes keys of a root that hold something else than ours; all its counts begin anew then.
+    /// Answers how many there were.
+    pub async fn mend(&self, link: &mut impl ConnectionLike, root: &str) -> RedisResult<u64> {
+        self.call(&self.mend, root).invoke_async(link).await
     }
 
     fn call<'a>(&self, script: &'a Script, root: &str) -> ScriptInvocation<'a> {

@@ -7,18 +7,19 @@
 -- Answer: epoch, generation.
 local sequence, MARK_LIFE, moves = tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[7])
 sweep()
-local began, mine = epoch(), enlist(generation())
+local began = epoch()
+local mine = enlist(generation(began), began)
 keep()
 
 local answer = { began, mine }
 if sequence == 0 then return answer end
-if sequence <= tonumber(redis.call('HGET', KEYS[3], 'sequence') or '0') then return answer end
+if sequence <= whole(redis.call('HGET', KEYS[3], 'sequence')) then return answer end
 redis.call('HSET', KEYS[3], 'sequence', text(sequence))
 if ARGV[6] ~= '0' then
   expel(host)
   mine = tonumber(ARGV[6])
   redis.call('HSET', KEYS[3], 'incarnation', incarnation, 'generation', text(mine))
-  enlist(mine)
+  enlist(mine, began)
   keep()
   answer[2] = mine
 end
@@ -27,7 +28,7 @@ end
 local function release(counter, field, amount)
   if amount == 0 then return end
   local name = 'held ' .. field
-  local own = tonumber(redis.call('HGET', KEYS[3], name) or '0')
+  local own = whole(redis.call('HGET', KEYS[3], name))
   amount = math.min(amount, own)
   if own == amount then
     redis.call('HDEL', KEYS[3], name)
@@ -45,7 +46,7 @@ for _ = 1, moves do
   if kind == '+' then
     if when == mine then
       counter.held = math.min(counter.held + amount, 2 * LIMIT)
-      redis.call('HINCRBY', KEYS[3], 'held ' .. field, text(amount))
+      hold(field, amount)
     end
   elseif when == mine then
     release(counter, field, amount)
@@ -61,7 +62,9 @@ end
 
 while at <= #ARGV do
   local key, parts = KEYS[1] .. ':mark:' .. ARGV[at], tonumber(ARGV[at + 1])
-  local mark = redis.call('GET', key)
+  -- One of another type is overwritten below.
+  local mark = redis.pcall('GET', key)
+  if type(mark) == 'table' then mark = false end
   at = at + 2
   for _ = 1, parts do
     if mark and tonumber(mark) == mine then

@@ -38,11 +38,11 @@ impl RedisCounts {
                 }
                 due
             } else {
-                self.tell().await;
                 if sign <= Instant::now() {
                     self.sign().await;
                     sign = Instant::now() + SIGN;
                 }
+                self.tell().await;
                 sign
             };
             tokio::select! {
@@ -115,7 +115,13 @@ impl RedisCounts {
         let sign = Batch::sign_of_life(&Arc::from(PROBE_ROOT));
         match timeout(self.deadline, self.scripts.settle(&mut link, &sign)).await {
             Ok(Ok(news)) => self.heard(&sign.root, news),
-            Ok(Err(error)) => return Err(self.failure(&error)),
+            Ok(Err(error)) => {
+                if is_rejection(&error) {
+                    // For the next probe.
+                    self.mend(&mut link, &sign.root).await;
+                }
+                return Err(self.failure(&error));
+            }
             Err(_) => return Err(self.too_slow()),
         }
         self.outbox.lock().reconnected(Instant::now());
@@ -184,18 +190,44 @@ impl RedisCounts {
                 Ok(())
             }
             Ok(Err(error)) if is_rejection(&error) => {
+                let _ = self.failure(&error);
+                if self.mend(&mut link, &batch.root).await {
+                    // It is told again: the scripts look at these keys before they change anything.
+                    return Ok(());
+                }
                 // Told again it would be rejected again, and hold everything else up.
                 std::mem::forget(unsent);
-                let _ = self.failure(&error);
-                let moves = u64::try_from(batch.moves.len()).unwrap_or(u64::MAX);
-                self.tally.rejected.fetch_add(moves, Ordering::Relaxed);
-                self.outbox.lock().delivered(batch);
+                self.outbox.lock().rejected(batch);
                 log::error!("redis: use of {} is lost, rejected: {error}", batch.root);
                 Ok(())
             }
             Ok(Err(error)) => Err(self.failure(&error)),
             Err(_) => Err(self.too_slow()),
         }
+    }
+
+    /// Removes what stands where the counts of a root should be. Says whether there was something.
+    async fn mend(&self, link: &mut Link, root: &Arc<str>) -> bool {
+        let removed = match timeout(ANSWER, self.scripts.mend(link, root)).await {
+            Ok(Ok(removed)) => removed,
+            Ok(Err(error)) => {
+                let _ = self.failure(&error);
+                0
+            }
+            Err(_) => {
+                let _ = self.too_slow();
+                0
+            }
+        };
+        if removed == 0 {
+            return false;
+        }
+        self.tally.emptied.fetch_add(1, Ordering::Relaxed);
+        self.outbox.lock().removed(root);
+        log::error!(
+            "redis: {removed} keys of {root} held something else and are removed; its counts begin anew"
+        );
+        true
     }
 }
 

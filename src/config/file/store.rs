@@ -11,7 +11,7 @@ use crate::config::secret::SecretText;
 use crate::config::text::DurationText;
 
 /// Several products may share a server.
-pub const REDIS_PREFIX: &str = "tidegate:";
+pub const REDIS_PREFIX: &str = "tidegate";
 /// Ten times a round trip within a data centre; a request waits no longer for its limits.
 pub const REDIS_TIMEOUT: DurationText = DurationText(Duration::from_millis(5));
 
@@ -64,7 +64,7 @@ pub struct Redis {
     /// Number of the database; a cluster has 0 alone.
     #[schemars(range(min = 0, max = 65535))]
     pub database: u32,
-    /// Put before every key, up to 64 characters.
+    /// Put before every key, with a colon; up to 64 characters.
     pub prefix: String,
     /// How long one reservation may take; 1ms to 1s.
     pub timeout: DurationText,

@@ -29,7 +29,7 @@ fn redis_is_a_node_or_sentinels_or_a_cluster() {
     assert_eq!(one.nodes, RedisNodes::One("[::1]:6379".to_owned()));
     assert_eq!(
         (one.prefix.as_str(), one.database, one.tls, one.fail),
-        ("tidegate:", 0, false, FailMode::Closed)
+        ("tidegate", 0, false, FailMode::Closed)
     );
     assert_eq!(one.timeout, Duration::from_millis(5));
     assert_eq!((one.username, one.password, one.ca), (None, None, None));

@@ -112,6 +112,8 @@ fn a_budget_waits_for_a_release_or_for_its_next_window() {
         "the extension helps"
     );
     assert_eq!(wait(101, unfit(0, 0, 0)), Wait::Never);
+    assert_eq!(wait(105, unfit(0, 1, 5)), Wait::Window, "here too");
+    assert_eq!(wait(106, unfit(0, 0, 5)), Wait::Never);
     let standing = part(rule, 1).standing(unfit(1, 2, 3), true);
     assert_eq!(
         (standing.wait, standing.extra, standing.window),

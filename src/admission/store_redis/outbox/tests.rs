@@ -40,6 +40,17 @@ fn news(epoch: u64, generation: u64) -> News {
     News { epoch, generation }
 }
 
+/// Nobody had asked Redis for it.
+fn use_up(outbox: &mut Outbox, root: &Arc<str>, used: &[(Counter, u64)], moment: Moment) {
+    let parts = used.iter().cloned();
+    let parts: Vec<_> = parts
+        .map(|(counter, demand)| Part { counter, demand })
+        .collect();
+    let used: Vec<_> = used.iter().map(|(_, used)| *used).collect();
+    let ticket = outbox.assumed(root, &parts);
+    outbox.settled(root, ticket, &parts, &used, moment);
+}
+
 fn root() -> Arc<str> {
     "tenant/acme".into()
 }
@@ -76,9 +87,9 @@ fn settlements_are_merged_by_counter_window_and_generation() {
 fn a_batch_is_told_again_as_it_was_until_it_is_acknowledged() {
     let now = Instant::now();
     let mut outbox = Outbox::default();
-    outbox.used(&root(), &[(daily("day", 1), 5)], at(now));
+    use_up(&mut outbox, &root(), &[(daily("day", 1), 5)], at(now));
     let first = outbox.take(9, at(now));
-    outbox.used(&root(), &[(daily("day", 1), 7)], at(now));
+    use_up(&mut outbox, &root(), &[(daily("day", 1), 7)], at(now));
     assert!(
         outbox.take(9, at(now)).is_empty(),
         "one of a root at a time"
@@ -101,12 +112,18 @@ fn buckets_leak_while_redis_is_away_and_only_then() {
     let second = Duration::from_secs(1);
     let used = |moment: fn(Instant) -> Moment| {
         let mut outbox = Outbox::default();
-        outbox.used(
+        use_up(
+            &mut outbox,
             &root(),
             &[(per_second("b"), 2), (daily("d", 1), 2)],
             moment(now),
         );
-        outbox.used(&root(), &[(per_second("b"), 2)], moment(now + second));
+        use_up(
+            &mut outbox,
+            &root(),
+            &[(per_second("b"), 2)],
+            moment(now + second),
+        );
         let batch = outbox.take(1, moment(now + 2 * second)).remove(0);
         (batch.moves[0].1.used, batch.moves[1].1.used)
     };
@@ -139,10 +156,15 @@ fn beyond_the_bound_use_is_lost_and_counted_and_what_is_held_is_given_up() {
     let now = Instant::now();
     let mut outbox = Outbox::default();
     for number in 0..MAX_MOVES {
-        outbox.used(&root(), &[(daily(&number.to_string(), 1), 1)], at(now));
+        use_up(
+            &mut outbox,
+            &root(),
+            &[(daily(&number.to_string(), 1), 1)],
+            at(now),
+        );
     }
-    outbox.used(&root(), &[(daily("one more", 1), 1)], at(now));
-    outbox.used(&root(), &[(daily("0", 1), 1)], at(now));
+    use_up(&mut outbox, &root(), &[(daily("one more", 1), 1)], at(now));
+    use_up(&mut outbox, &root(), &[(daily("0", 1), 1)], at(now));
     assert_eq!((outbox.len(), outbox.lost()), (MAX_MOVES, 1));
     let part = Part {
         counter: daily("another", 1),
@@ -242,7 +264,7 @@ proptest! {
             match kind {
                 0 => {
                     used += amount;
-                    outbox.used(&roots[which], &[(daily(&amount.to_string(), 1), amount)], at(now));
+                    use_up(&mut outbox, &roots[which], &[(daily(&amount.to_string(), 1), amount)], at(now));
                 }
                 1 => for batch in outbox.take(which, at(now)) {
                     redis(&batch);
@@ -303,4 +325,66 @@ fn after_a_new_connection_what_is_held_is_stated_anew_and_let_go_in_its_new_gene
     outbox.delivered(&batch);
     outbox.reconnected(now + RECENT);
     assert!(outbox.is_empty());
+}
+
+#[test]
+fn what_was_admitted_without_asking_is_claimed_once_redis_is_there() {
+    let now = Instant::now();
+    let mut outbox = Outbox::default();
+    let parts = [Part {
+        counter: daily("day", 1),
+        demand: 3,
+    }];
+    let [ended, open] = [(); 2].map(|()| outbox.assumed(&root(), &parts));
+    outbox.settled(&root(), ended, &parts, &[2], away(now));
+    outbox.reconnected(now);
+    let batch = outbox.take(1, away(now)).remove(0);
+    assert_eq!(batch.claims, [(Arc::from("day"), 3)]);
+    assert_eq!((batch.moves[0].1.release, batch.moves[0].1.used), (0, 2));
+    outbox.delivered(&batch);
+    outbox.answered(&root(), news(1, batch.generation), now);
+    // While Redis is there, but was too slow for this one.
+    let late = outbox.assumed(&root(), &parts);
+    let next = outbox.take(1, at(now)).remove(0);
+    assert_eq!((next.renew, next.claims.len()), (false, 1));
+    outbox.delivered(&next);
+    for ticket in [open, late] {
+        outbox.settled(&root(), ticket, &parts, &[1], at(now));
+    }
+    let last = outbox.take(1, at(now)).remove(0);
+    let (key, told) = &last.moves[0];
+    assert_eq!(
+        (key.generation, told.release, told.used),
+        (batch.generation, 6, 2)
+    );
+    assert_eq!(outbox.open(), 0);
+}
+
+#[test]
+fn a_rejected_batch_loses_its_use_and_what_is_held_is_stated_anew_later() {
+    let now = Instant::now();
+    let mut outbox = Outbox::default();
+    let parts = [Part {
+        counter: daily("day", 1),
+        demand: 3,
+    }];
+    let [ended, open] = [(); 2].map(|()| outbox.granted(&root(), 7, &parts, now));
+    outbox.answered(&root(), news(1, 7), now);
+    outbox.settled(&root(), ended, &parts, &[2], at(now));
+    let given_up = Abandoned {
+        id: "x".into(),
+        held: Vec::new(),
+    };
+    outbox.abandoned(&root(), given_up.clone());
+    let batch = outbox.take(1, at(now)).remove(0);
+    outbox.rejected(&batch);
+    assert_eq!((outbox.lost(), outbox.take(1, at(now)).len()), (1, 0));
+    outbox.signs(Duration::from_secs(3), now);
+    let again = outbox.take(1, at(now)).remove(0);
+    assert!(again.renew && again.moves.is_empty());
+    assert_eq!(again.claims, [(Arc::from("day"), 3)]);
+    assert_eq!(again.abandoned, [given_up]);
+    outbox.delivered(&again);
+    outbox.settled(&root(), open, &parts, &[1], at(now));
+    assert_eq!(outbox.len(), 1);
 }
