@@ -184,10 +184,14 @@ fn who_would_wait_too_long_is_told_at_once_and_who_has_waited_long_enough_in_tim
         assert_eq!(gateway.post(PATH, &slow).status, 200);
     }
     let blocker = block(&gateway, 1);
+    // Who is next waits in any case, whoever comes then does not.
+    let mut next = ask(&gateway, "acme", &chat("hi"));
+    in_flight_are(&gateway, 2);
     let began = Instant::now();
     let answer = gateway.post(PATH, &chat("hi"));
     assert_eq!((answer.status, answer.code().as_str()), (503, "overloaded"));
     assert!(began.elapsed() < Duration::from_millis(600));
+    assert_eq!(next.answer().status, 503);
     let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=5).contains(&wait), "{wait}");
     drop(blocker);
