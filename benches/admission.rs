@@ -74,6 +74,7 @@ fn allowances(count: usize, book: &Book) -> Vec<Allowance> {
         accept: Accepted::ALL,
         allow_from: None,
         plan: own.clone(),
+        deadlines: Default::default(),
         group: Some(Arc::new(Group {
             id: GroupId::new(&format!("group-{}", number / 100)),
             plan: sum.clone(),

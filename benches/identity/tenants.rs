@@ -107,5 +107,6 @@ fn tenant(number: u32, pepper: &Secret, plan: &Arc<Plan>) -> Arc<Tenant> {
         allow_from: None,
         plan: plan.clone(),
         group: None,
+        deadlines: Default::default(),
     })
 }

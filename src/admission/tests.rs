@@ -64,6 +64,7 @@ fn tenant(id: &str, limits: &[Limit], group: Option<&[Limit]>) -> Tenant {
                 plan: plan(limits),
             })
         }),
+        deadlines: Default::default(),
     }
 }
 

@@ -63,6 +63,7 @@ pub fn check<'a>(
         logging: logging(&file.logging),
         retry: Retry {
             attempts: file.retry.attempts,
+            ..Retry::default()
         },
         identity: check.identity(file),
         accounting: check.accounting(file),

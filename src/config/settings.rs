@@ -8,8 +8,9 @@
 mod accounting;
 mod identity;
 mod plans;
+mod resilience;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +29,9 @@ pub use identity::{
 pub use plans::{
     CutCharge, DEFAULT_PLAN, Group, GroupId, Limit, LimitKey, OnDisconnect, Plan, PlanId, Priority,
     Quantity, Queue, Surfaces, Window,
+};
+pub use resilience::{
+    Affinity, Breaker, Credit, Deadlines, Degraded, FailureClass, Outlier, Retry,
 };
 
 macro_rules! text_id {
@@ -241,13 +245,6 @@ pub enum LogFormat {
     Text,
 }
 
-/// What may be tried again before content was sent.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Retry {
-    /// Attempts in all, the first included; 1 to 5.
-    pub attempts: u32,
-}
-
 #[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub id: UpstreamId,
@@ -269,6 +266,12 @@ pub struct Upstream {
     pub envelope: Option<Envelope>,
     /// How ceilings are learned; `None` keeps to the configured ones.
     pub governor: Option<Governor>,
+    /// Who is left out because of what its traffic shows; `None` for nobody.
+    pub outlier: Option<Outlier>,
+    pub breaker: Option<Breaker>,
+    pub affinity: Option<Affinity>,
+    /// `None` where the provider does not tell what is left, or is not asked.
+    pub credit: Option<Credit>,
     pub endpoints: Vec<Endpoint>,
     pub accounts: Vec<Account>,
 }
@@ -390,8 +393,14 @@ pub struct UpstreamTimeouts {
     pub read: Duration,
     /// One write to an upstream that does not read.
     pub write: Duration,
+    /// Request sent to the head of a streamed answer.
+    pub first_byte: Duration,
+    /// Request sent to anything but keep-alives.
+    pub queued: Duration,
     /// Request sent to first content; keep-alives do not count.
     pub first_content: Duration,
+    /// Content to content; keep-alives do not count.
+    pub gap: Duration,
     /// The whole attempt.
     pub total: Duration,
 }
@@ -438,6 +447,10 @@ pub struct Account {
     pub key_id: String,
     /// Ceiling of concurrent requests by upstream model name; a model that is not named has none.
     pub max_concurrent: BTreeMap<String, u32>,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// Share among accounts of one priority, at least 1.
+    pub weight: u32,
 }
 
 /// What a public model name stands for.
@@ -451,6 +464,11 @@ pub struct Model {
     /// Completion tokens that are reserved for a request that names no maximum, until the model's
     /// answers have shown what is usual.
     pub usual_output_tokens: u64,
+    pub deadlines: Deadlines,
+    /// Answered when nothing that serves the model is left.
+    pub degraded: Option<Degraded>,
+    /// How often a broken stream is gone on with elsewhere, 0 to 2.
+    pub resume: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -458,6 +476,9 @@ pub struct Variant {
     pub upstream: UpstreamId,
     /// The name the upstream knows.
     pub model: String,
+    /// After which failures of the variants before it this one is asked; `None` for any. One whose
+    /// predecessors cannot be asked at all is asked in any case.
+    pub on: Option<BTreeSet<FailureClass>>,
 }
 
 text_id!(TenantId, UpstreamId, AccountId);

@@ -59,6 +59,9 @@ impl Check<'_, '_> {
                     variants,
                     set,
                     usual_output_tokens: usual.unwrap_or(file::USUAL_OUTPUT_TOKENS),
+                    deadlines: Default::default(),
+                    degraded: None,
+                    resume: 0,
                 }),
             );
         }
@@ -174,6 +177,7 @@ fn plain_variants(written: &file::Model) -> Vec<Variant> {
         .map(|v| Variant {
             upstream: UpstreamId::new(&v.upstream),
             model: v.model.clone(),
+            on: None,
         })
         .collect()
 }

@@ -80,6 +80,7 @@ impl Check<'_, '_> {
                 .group
                 .as_ref()
                 .and_then(|group| self.known_group(group, plans, path.key("group"))),
+            deadlines: Default::default(),
         }
     }
 

@@ -14,8 +14,8 @@ use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, File, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::settings::{
-    Account, AccountId, Dialect, Endpoint, Governor, Health, TlsFiles, Upstream, UpstreamId,
-    UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
+    Account, AccountId, Affinity, Breaker, Dialect, Endpoint, Governor, Health, Outlier, TlsFiles,
+    Upstream, UpstreamId, UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
 };
 
 /// Probes and look-ups more often than this are traffic of their own.
@@ -123,6 +123,10 @@ impl Check<'_, '_> {
             surfaces: self.surfaces(written, path.key("surfaces")),
             envelope: self.envelope(written, path.key("envelope")),
             governor: self.governor(written.governor.as_ref(), path.key("governor")),
+            outlier: Some(Outlier::default()),
+            breaker: Some(Breaker::default()),
+            affinity: Some(Affinity::default()),
+            credit: None,
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }
@@ -218,7 +222,10 @@ impl Check<'_, '_> {
             connect_total: timeout(written.connect_total, "connect_total"),
             read: timeout(written.read, "read"),
             write: timeout(written.write, "write"),
+            first_byte: Duration::from_secs(60),
+            queued: Duration::from_secs(600),
             first_content: timeout(written.first_content, "first_content"),
+            gap: Duration::from_secs(120),
             total: timeout(written.total, "total"),
         }
     }
@@ -350,6 +357,8 @@ impl Check<'_, '_> {
                 api_key: None,
                 key_id: "default".to_owned(),
                 max_concurrent: Default::default(),
+                priority: 0,
+                weight: 1,
             }];
         }
         let mut seen = HashMap::new();
@@ -385,6 +394,8 @@ impl Check<'_, '_> {
                 api_key,
                 key_id: written.key_id.clone().unwrap_or_else(|| written.id.clone()),
                 max_concurrent,
+                priority: 0,
+                weight: 1,
             });
         }
         accounts

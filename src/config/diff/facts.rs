@@ -95,7 +95,7 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         ("access", text(access)),
     ];
     things.add("logging", None, Restart::LogFormat, facts);
-    let Retry { attempts } = retry;
+    let Retry { attempts, .. } = retry;
     things.add(
         "retry",
         None,

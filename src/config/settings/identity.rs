@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Group, Plan, TenantId};
+use super::{Deadlines, Group, Plan, TenantId};
 use crate::config::networks::Networks;
 use crate::config::secret::Secret;
 
@@ -143,6 +143,8 @@ pub struct Tenant {
     pub plan: Arc<Plan>,
     /// Whose limits hold besides.
     pub group: Option<Arc<Group>>,
+    /// Clocks of its requests, over those of the model.
+    pub deadlines: Deadlines,
 }
 
 #[derive(Debug, PartialEq)]

@@ -31,6 +31,8 @@ fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
         api_key: None,
         key_id: String::new(),
         max_concurrent: BTreeMap::from([MODEL, "n"].map(|model| (model.to_owned(), *ceiling))),
+        priority: 0,
+        weight: 1,
     };
     Upstream {
         id: UpstreamId::new("u"),
@@ -46,7 +48,10 @@ fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
             connect_total: second,
             read: second,
             write: second,
+            first_byte: second,
+            queued: second,
             first_content: second,
+            gap: second,
             total: second,
         },
         idle_timeout: second,
@@ -60,6 +65,10 @@ fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
             recovery: second,
             slow_factor: 3,
         }),
+        outlier: None,
+        breaker: None,
+        affinity: None,
+        credit: None,
         endpoints: limits.iter().enumerate().map(endpoint).collect(),
         accounts: ceilings.iter().enumerate().map(account).collect(),
     }

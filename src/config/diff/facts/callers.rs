@@ -157,6 +157,7 @@ impl<'a> Things<'a> {
             allow_from,
             plan,
             group,
+            deadlines: _,
         } = tenant;
         let name = format!("tenant {id}");
         let models = match models {

@@ -30,6 +30,10 @@ impl<'a> Things<'a> {
             surfaces,
             envelope,
             governor,
+            outlier: _,
+            breaker: _,
+            affinity: _,
+            credit: _,
             endpoints,
             accounts,
         } = upstream;
@@ -101,6 +105,8 @@ impl<'a> Things<'a> {
             api_key,
             key_id,
             max_concurrent,
+            priority: _,
+            weight: _,
         } in accounts
         {
             let limits = max_concurrent
@@ -126,6 +132,9 @@ impl<'a> Things<'a> {
             variants,
             set,
             usual_output_tokens,
+            deadlines: _,
+            degraded: _,
+            resume: _,
         } = model;
         let variants = variants
             .iter()
@@ -164,7 +173,10 @@ fn timeout_facts(timeouts: &UpstreamTimeouts) -> Vec<(&'static str, Fact<'static
         connect_total,
         read,
         write,
+        first_byte: _,
+        queued: _,
         first_content,
+        gap: _,
         total,
     } = timeouts;
     vec![
