@@ -24,7 +24,7 @@ use crate::request::forward;
 use crate::request::head::{self, Framing, Head};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
-use crate::request::stand_in;
+use crate::request::stand_in::{self, Terms};
 use crate::request::surface::{self, FileCall, Surface};
 use crate::routing::route::{self, Route};
 use crate::upstream::pool::Lane;
@@ -283,7 +283,7 @@ impl Gateway {
     }
 }
 
-/// Where Pingora alone would not send the body, or not read the answer on.
+/// A body that was read is sent by a session in the client's place.
 fn place_stand_in(session: &mut Session, ctx: &mut Context) {
     let Some(routed) = ctx.routed() else { return };
     if !matches!(routed.body, Outbound::Whole { .. }) {
@@ -293,9 +293,8 @@ fn place_stand_in(session: &mut Session, ctx: &mut Context) {
         OnDisconnect::Drain(time) => Some(time),
         OnDisconnect::Cancel => None,
     };
-    if drain.is_some() || !body::is_replayable(session) {
-        ctx.behind = Some(stand_in::put(session, drain));
-    }
+    let hold = ctx.snapshot.settings.retry.hold_head;
+    ctx.behind = Some(stand_in::put(session, Terms { drain, hold }));
 }
 
 /// What changes in a body for an upstream: the model's name there, what the public name fixes, and
