@@ -15,22 +15,25 @@ use pingora_proxy::Session;
 
 use crate::admission::estimate::{Learned, Prompt};
 use crate::admission::lease::Lease;
-use crate::config::settings::{AccountId, UpstreamId};
+use crate::config::settings::{AccountId, FailureClass, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
 use crate::identity::directory::Identity;
 use crate::identity::signed_request::body::HeldBack;
 use crate::relay::answer::AnswerScanner;
+use crate::relay::prelude::Prelude;
 use crate::relay::sse;
 use crate::relay::usage::Usage;
+use crate::relay::withheld::Withheld;
 use crate::request::body::Share;
 use crate::request::rate::RateLimits;
 use crate::request::refusal::{Family, Refusal};
 use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
-use crate::routing::route::Route;
+use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
+use crate::upstream::clocks::{Clocks, Progress};
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
 
 /// Everything known of one request.
@@ -46,6 +49,10 @@ pub struct Context {
     pub client: Option<IpAddr>,
     /// As the client spoke it.
     pub protocol: Version,
+    /// How long the whole request may take, if the client said so.
+    pub client_deadline: Option<Duration>,
+    /// Where the conversation's prefix is likely to be found again.
+    pub affinity: Option<u64>,
     /// Bytes of the request body, once it was read whole.
     pub body_bytes: Option<usize>,
     _in_flight: RequestGuard,
@@ -83,7 +90,7 @@ pub struct Routed {
     /// `None` for calls that name no model.
     pub route: Option<Arc<Route>>,
     /// Where attempts may go, best first.
-    pub lanes: Vec<Arc<Lane>>,
+    pub variants: Vec<Variant>,
     pub body: Outbound,
     pub expected: Expected,
     pub stream: bool,
@@ -138,8 +145,9 @@ pub enum Outbound {
 #[derive(Default)]
 pub struct Attempts {
     pub made: u32,
+    /// With the variant that is asked.
     pub tried: Tried,
-    /// Index into [`Routed::lanes`].
+    /// Index into [`Routed::variants`].
     pub lane: usize,
     pub current: Option<Attempt>,
     /// Time spent waiting for places, over all attempts.
@@ -148,6 +156,14 @@ pub struct Attempts {
     pub stale: u32,
     /// The last failure may be followed by another attempt.
     pub again: bool,
+    /// What the last one failed with.
+    pub failed: Option<FailureClass>,
+    /// The next one does not begin before this.
+    pub pause_until: Option<Instant>,
+    /// After which time an upstream that is closed now may be asked, if one is.
+    pub reopens: Option<Duration>,
+    /// How those before the last one went.
+    pub tries: Vec<Try>,
     /// Where the last ended attempt went, for the record.
     pub last: Option<Names>,
     /// It ended because the client left, with the upstream at work.
@@ -163,11 +179,21 @@ pub struct Names {
     pub model: String,
 }
 
+/// An attempt that has ended.
+pub struct Try {
+    pub names: Names,
+    /// The label of `tidegate_attempts_total`.
+    pub outcome: &'static str,
+    pub took: Duration,
+}
+
 /// The try that is under way.
 pub struct Attempt {
     pub chosen: Chosen,
     pub lane: Arc<Lane>,
     pub began: Instant,
+    pub clocks: Clocks,
+    pub progress: Progress,
     /// The request head went out: from here on a failure may have cost money.
     pub sent: bool,
     /// An answer's head came in: the connection was alive.
@@ -179,10 +205,16 @@ pub struct Attempt {
 pub struct Answer {
     /// Status sent to the client; 0 until an answer, an upstream's or ours, is decided.
     pub status: u16,
-    /// The head of a stream and comments were sent while the request waited; whatever comes, comes
-    /// as events.
+    /// The client has a head, and after it nothing but signs of life: whatever comes, comes under
+    /// this head, and errors as events.
     pub opened: bool,
+    /// More than that is on its way to the client: no other upstream can take over unnoticed.
+    pub begun: bool,
     pub watch: Watch,
+    /// What of a stream waits for its first content.
+    pub prelude: Prelude,
+    /// What of an answer in one piece waits for its end.
+    pub withheld: Withheld,
     pub first_content: Option<Instant>,
     pub last_piece: Option<Instant>,
     pub gaps: Option<prometheus::Histogram>,
@@ -224,31 +256,10 @@ impl Attempt {
         self.lane.pool.endpoints.get(self.chosen.endpoint)
     }
 
-    /// The account has answered 429, and is not to be asked for this model for so long.
-    pub fn tell_rate_limited(&self, now: Instant, pause: Duration) {
-        let (lane, account) = (&self.lane, self.chosen.account);
-        lane.rate_limited(account, self.began, now);
-        lane.rest(account, now, pause);
-    }
-
     /// Does the account rest for this model, after a 429?
     pub fn rests_for_model(&self, now: Instant) -> bool {
         let mut rests = self.lane.rests(now);
         rests.nth(self.chosen.account).unwrap_or(false)
-    }
-
-    /// The account is not to be asked for anything for so long.
-    pub fn rest_account(&self, now: Instant, pause: Duration) {
-        if let Some(account) = self.account_slot() {
-            account.rest.rest(now, pause);
-        }
-    }
-
-    /// The account has sent its first content.
-    pub fn tell_first_content(&self, now: Instant) {
-        let took = now.saturating_duration_since(self.began);
-        let (lane, account) = (&self.lane, self.chosen.account);
-        lane.first_content(account, took, self.began, now);
     }
 
     pub fn names(&self) -> Names {
@@ -279,6 +290,8 @@ impl Context {
             connection: None,
             client: None,
             protocol: Version::HTTP_11,
+            client_deadline: None,
+            affinity: None,
             body_bytes: None,
             _in_flight: in_flight,
             shown: None,
@@ -309,6 +322,45 @@ impl Context {
     pub fn upstream_at_work(&self, is: bool) {
         if let Some(behind) = &self.behind {
             behind.at_work(is);
+        }
+    }
+
+    /// The variant that is to be asked next.
+    pub fn variant(&self) -> Option<Variant> {
+        self.routed()?.variants.get(self.attempts.lane).cloned()
+    }
+
+    /// The clocks of an attempt with this lane.
+    pub fn clocks(&self, lane: &Lane) -> Clocks {
+        let routed = self.routed();
+        let model = routed.and_then(|routed| Some(routed.route.as_ref()?.deadlines));
+        let tenant = routed.map(|routed| routed.identity.tenant.deadlines);
+        let streamed = routed.is_some_and(|routed| routed.stream);
+        Clocks::new(
+            &lane.pool.settings.timeouts,
+            &model.unwrap_or_default(),
+            &tenant.unwrap_or_default(),
+            self.client_deadline,
+            streamed,
+        )
+    }
+
+    /// When the request as a whole must be over, with the variant that is asked next.
+    pub fn ends_by(&self) -> Option<Instant> {
+        let variant = self.variant()?;
+        self.started.checked_add(self.clocks(&variant.lane).total())
+    }
+
+    /// The answer has moved on, and with it the clock that is looked at. `begun`: more came than
+    /// signs of life. `content`: there is, or was, content.
+    pub fn moved(&mut self, begun: bool, content: bool, now: Instant) {
+        let Some(attempt) = &mut self.attempts.current else {
+            return;
+        };
+        attempt.progress.moved(begun, content, now);
+        if let Some(behind) = &self.behind {
+            let (deadline, _) = attempt.clocks.next(&attempt.progress);
+            behind.wait_until(Some(deadline));
         }
     }
 

@@ -26,7 +26,7 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
 use crate::request::stand_in::{self, Terms};
 use crate::request::surface::{self, FileCall, Surface};
-use crate::routing::route::{self, Route};
+use crate::routing::route::{self, Route, Variant};
 use crate::upstream::pool::Lane;
 
 /// Bodies of refused requests up to this size are read, so that the connection can go on.
@@ -138,7 +138,7 @@ impl Gateway {
                 surface,
                 identity,
                 route: None,
-                lanes: vec![lane],
+                variants: vec![Variant { lane, on: None }],
                 body,
                 expected: Expected::default(),
                 stream: false,
@@ -215,10 +215,10 @@ impl Gateway {
             .about("model")
         })?;
         let route = ctx.snapshot.routes.find(&identity, &model.value, surface)?;
-        let lanes: Vec<_> = route
-            .lanes
+        let variants: Vec<_> = route
+            .variants
             .iter()
-            .filter(|lane| route::serves(lane, surface))
+            .filter(|variant| route::serves(&variant.lane, surface))
             .cloned()
             .collect();
         let stream = fields.stream == Some(true);
@@ -232,7 +232,7 @@ impl Gateway {
         let edits = edits(
             &fields,
             &route,
-            lanes.first().map(|lane| &**lane),
+            variants.first().map(|first| &*first.lane),
             strip_usage,
         );
         edits.apply(&mut body.bytes);
@@ -241,7 +241,7 @@ impl Gateway {
             surface: surface.clone(),
             identity,
             route: Some(route),
-            lanes,
+            variants,
             body: Outbound::Whole {
                 bytes: Bytes::from(body.bytes),
                 lane: 0,

@@ -8,3 +8,4 @@ mod reading;
 pub mod sse;
 mod strip;
 pub mod usage;
+pub mod withheld;
