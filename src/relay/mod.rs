@@ -4,6 +4,7 @@ pub mod answer;
 pub mod envelope;
 pub mod event;
 mod pattern;
+pub mod prelude;
 mod reading;
 pub mod sse;
 mod strip;
