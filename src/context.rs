@@ -53,6 +53,8 @@ pub struct Context {
     pub client_deadline: Option<Duration>,
     /// Where the conversation's prefix is likely to be found again.
     pub affinity: Option<u64>,
+    /// The body refers to files of the upstream's account.
+    pub names_files: bool,
     /// Bytes of the request body, once it was read whole.
     pub body_bytes: Option<usize>,
     _in_flight: RequestGuard,
@@ -156,16 +158,18 @@ pub struct Attempts {
     pub stale: u32,
     /// The last failure may be followed by another attempt.
     pub again: bool,
+    /// The variant that the last one went to.
+    pub asked: Option<usize>,
     /// What the last one failed with.
     pub failed: Option<FailureClass>,
     /// The next one does not begin before this.
     pub pause_until: Option<Instant>,
     /// After which time an upstream that is closed now may be asked, if one is.
     pub reopens: Option<Duration>,
-    /// How those before the last one went.
-    pub tries: Vec<Try>,
-    /// Where the last ended attempt went, for the record.
-    pub last: Option<Names>,
+    /// Those before it.
+    pub earlier: Vec<Try>,
+    /// The last one that has ended, for the record.
+    pub last: Option<Try>,
     /// It ended because the client left, with the upstream at work.
     pub left_at_work: bool,
 }
@@ -222,6 +226,8 @@ pub struct Answer {
     /// The proper end was seen and passed on.
     pub complete: bool,
     pub interrupted: bool,
+    /// The configured answer goes out in place of a model's.
+    pub degraded: bool,
 }
 
 /// Who looks at the answer's bytes.
@@ -240,6 +246,21 @@ pub enum Watch {
 }
 
 impl Attempts {
+    /// Where the last one went that has ended.
+    pub fn last_names(&self) -> Option<&Names> {
+        self.last.as_ref().map(|last| &last.names)
+    }
+
+    /// Writes down how an attempt went.
+    pub fn ended(&mut self, names: Names, outcome: &'static str, took: Duration) {
+        let ended = Try {
+            names,
+            outcome,
+            took,
+        };
+        self.earlier.extend(self.last.replace(ended));
+    }
+
     /// Goes on to the next variant, with nothing tried there yet.
     pub fn next_lane(&mut self) {
         self.lane += 1;
@@ -292,6 +313,7 @@ impl Context {
             protocol: Version::HTTP_11,
             client_deadline: None,
             affinity: None,
+            names_files: false,
             body_bytes: None,
             _in_flight: in_flight,
             shown: None,
@@ -325,6 +347,16 @@ impl Context {
         }
     }
 
+    /// Spread over all numbers, and another one for each attempt.
+    pub fn random(&self) -> u64 {
+        // The lower half of the request's number is random; a step of SplitMix64 stirs it.
+        let low = self.request_number as u64;
+        let state = low.wrapping_add(u64::from(self.attempts.made).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
     /// The variant that is to be asked next.
     pub fn variant(&self) -> Option<Variant> {
         self.routed()?.variants.get(self.attempts.lane).cloned()
@@ -343,6 +375,23 @@ impl Context {
             self.client_deadline,
             streamed,
         )
+    }
+
+    /// What is asked of a lane for this request.
+    pub fn wish_for(&self, lane: &Lane) -> Wish {
+        let files = self.snapshot.files.as_ref();
+        let holds_files = |files: &&Arc<Lane>| files.pool.settings.id == lane.pool.settings.id;
+        Wish {
+            tried: self.attempts.tried.clone(),
+            key: self.affinity,
+            // All files lie with the first account of their upstream.
+            pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
+        }
+    }
+
+    /// Is the time for the request as a whole over?
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.ends_by().is_some_and(|end| end <= now)
     }
 
     /// When the request as a whole must be over, with the variant that is asked next.

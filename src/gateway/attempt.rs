@@ -120,7 +120,8 @@ impl Gateway {
             return None;
         };
         let peer = slot.template.at(address);
-        if ctx.attempts.made == 0 {
+        if ctx.attempts.asked != Some(ctx.attempts.lane) {
+            ctx.attempts.asked = Some(ctx.attempts.lane);
             lane.pool.budget.first(now);
         }
         ctx.attempts.made += 1;
@@ -216,6 +217,9 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
+        let now = Instant::now();
+        attempt.progress.sent(now);
+        ctx.moved(false, false, now);
         ctx.upstream_at_work(true);
         self.count_as_sent(ctx);
         Ok(())
@@ -277,6 +281,15 @@ impl Gateway {
 fn closed(reopens: Option<Duration>) -> Refusal {
     let wait = reopens.unwrap_or(SHORTEST_WAIT);
     unreachable().retry_after(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT))
+}
+
+/// The time that the request had is over, and nobody is at work on it.
+fn out_of_time() -> Refusal {
+    Refusal::new(
+        Code::UpstreamTimeout,
+        "No upstream answered within the time that this request may take.",
+    )
+    .detail("total")
 }
 
 /// Of those who turned a request away, the one that would have served it first.
