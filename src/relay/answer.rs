@@ -6,6 +6,7 @@
 
 use crate::json;
 use crate::relay::event::{self, FinishReason, Shape, StreamError};
+use crate::relay::reading::says_something;
 use crate::relay::usage::{AnthropicUsage, Usage};
 
 /// Longest `usage`, `error` or `incomplete_details` that is read.
@@ -23,6 +24,9 @@ pub struct Answer {
     /// Whether anything but white space came: DeepSeek sends blank lines while a
     /// request waits (rate_limit page).
     pub begun: bool,
+    /// Whether it begins with something else than a JSON object does: a page of
+    /// HTML, or plain text. Nothing more is read then.
+    pub foreign: bool,
     /// Whether the JSON object is closed.
     pub complete: bool,
     /// Its usage.
@@ -30,7 +34,8 @@ pub struct Answer {
     /// `choices[].finish_reason` (of several, a failure first, else the last),
     /// `stop_reason` or `status`, as the shape has it.
     pub finish_reason: Option<FinishReason>,
-    /// `error`, or a `code` with a `message` at the top.
+    /// `error`, or a `code` or `type` with a `message` at the top of what has
+    /// neither usage nor a finish reason: some gateways add them to good answers.
     pub error: Option<StreamError>,
     /// Bytes other than white space after the object.
     pub bytes_after_end: u64,
@@ -69,8 +74,6 @@ struct Capture {
 pub struct AnswerScanner {
     shape: Shape,
     answer: Answer,
-    /// The answer is no JSON object; nothing more is read.
-    foreign: bool,
     depth: u32,
     /// Whether the containers at depth 1 to `KEY_LEVELS` are objects.
     objects: [bool; KEY_LEVELS as usize],
@@ -94,7 +97,6 @@ impl AnswerScanner {
         AnswerScanner {
             shape,
             answer: Answer::default(),
-            foreign: false,
             depth: 0,
             objects: [false; KEY_LEVELS as usize],
             in_string: false,
@@ -118,7 +120,7 @@ impl AnswerScanner {
     /// Reads the next fragment.
     pub fn feed(&mut self, fragment: &[u8]) {
         let mut rest = fragment;
-        while !rest.is_empty() && !self.foreign {
+        while !rest.is_empty() && !self.answer.foreign {
             rest = if self.in_string {
                 self.string(rest)
             } else if self.depth > KEY_LEVELS && self.capture.is_none() {
@@ -210,8 +212,8 @@ impl AnswerScanner {
             return false;
         }
         self.answer.begun = true;
-        self.foreign = byte != b'{';
-        !self.foreign
+        self.answer.foreign = byte != b'{';
+        !self.answer.foreign
     }
 
     fn open(&mut self, object: bool) {
@@ -237,7 +239,9 @@ impl AnswerScanner {
     fn complete(&mut self) {
         self.answer.complete = true;
         let bare = std::mem::take(&mut self.bare);
-        if self.answer.error.is_none() && bare.code.is_some() && bare.message.is_some() {
+        let answered = self.answer.usage.is_some() || self.answer.finish_reason.is_some();
+        let names_it = bare.code.is_some() || bare.kind.is_some();
+        if self.answer.error.is_none() && !answered && names_it && bare.message.is_some() {
             self.answer.error = Some(bare);
         }
     }
@@ -313,7 +317,7 @@ impl AnswerScanner {
         let earlier = self.answer.finish_reason;
         match target {
             Target::Usage => self.answer.usage = self.usage(value).or(self.answer.usage),
-            Target::Error if value == b"null" => {}
+            Target::Error if !says_something(value) => {}
             Target::Error => self.answer.error = Some(StreamError::read(value)),
             Target::Finish => {
                 let latest = FinishReason::read(value).map(|latest| latest.after(earlier));
@@ -424,8 +428,16 @@ mod tests {
             assert_eq!(found.code.as_deref(), Some("20012"));
             assert_eq!(found.message.as_deref(), Some("Insufficient Balance"));
         }
-        let text = read(Shape::Chat, &[b"Authentication Fails (governor)"]);
-        assert!(text.begun && !text.complete && text.error.is_none());
+        let vllm =
+            br#"{"object":"error","message":"busy","type":"ServiceUnavailable","code":null}"#;
+        assert!(read(Shape::Chat, &[vllm]).error.is_some());
+        for text in ["Authentication Fails (governor)", "\n<html></html>"] {
+            let seen = read(Shape::Chat, &[text.as_bytes()]);
+            assert!(seen.begun && seen.foreign && !seen.complete && seen.error.is_none());
+        }
+        let good = br#"{"code":0,"message":"ok","error":{},"choices":[{"finish_reason":"stop"}]}"#;
+        let seen = read(Shape::Chat, &[good]);
+        assert!(seen.error.is_none() && !seen.foreign);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Two ways lead there. The cheap one asks whether an event can be anything but
 //! one more delta. The exact one walks the JSON, and runs only when it can.
 
-use crate::json;
+use crate::json::{self, Fault, Walk};
 use crate::relay::event::{FinishReason, StreamError};
 use memchr::memmem::Finder;
 use std::sync::LazyLock;
@@ -125,7 +125,7 @@ fn has_content(delta: &[u8]) -> bool {
     json::pick(delta, names).is_some_and(|found| found.into_iter().flatten().any(says_something))
 }
 
-fn says_something(value: &[u8]) -> bool {
+pub(super) fn says_something(value: &[u8]) -> bool {
     !matches!(value, b"null" | b"\"\"" | b"[]" | b"{}" | b"false")
 }
 
@@ -190,10 +190,11 @@ impl Kind {
 }
 
 /// Reads a named event. The type in the data comes before `name` (the `event:`
-/// field), as the SDKs have it.
-pub(super) fn named(data: &[u8], name: Option<Kind>) -> Reading<'_> {
+/// field), as the SDKs have it. Once there was content (`going`) every delta is
+/// taken for more of it; the first one has to say something.
+pub(super) fn named(data: &[u8], name: Option<Kind>, going: bool) -> Reading<'_> {
     match Kind::leading(data).or(name) {
-        Some(Kind::Delta) => Reading::of_content(),
+        Some(Kind::Delta) if going => Reading::of_content(),
         Some(Kind::Quiet) => Reading::default(),
         Some(kind) => exact(data, kind),
         None => unnamed(data),
@@ -217,7 +218,11 @@ fn unnamed(data: &[u8]) -> Reading<'_> {
 
 fn exact(data: &[u8], kind: Kind) -> Reading<'_> {
     match kind {
-        Kind::Delta => Reading::of_content(),
+        Kind::Delta => Reading {
+            content: json::pick(data, ["delta"])
+                .is_none_or(|[delta]| delta.is_none_or(says_more_than_its_type)),
+            ..Reading::default()
+        },
         Kind::Quiet => Reading::default(),
         Kind::Ping => Reading {
             keep_alive: true,
@@ -258,11 +263,23 @@ fn inside<'a>(data: &'a [u8], object: &str, key: &str) -> Option<&'a [u8]> {
 }
 
 fn starts_with_content(data: &[u8]) -> bool {
-    let kind = inside(data, "content_block", "type").and_then(json::text);
-    matches!(
-        kind.as_deref(),
-        Some("tool_use" | "server_tool_use" | "thinking" | "redacted_thinking")
-    )
+    json::pick(data, ["content_block"])
+        .is_some_and(|[block]| block.is_some_and(says_more_than_its_type))
+}
+
+/// Whether a piece of content has any: a text that is not empty, or an object
+/// with anything in it beside its type, as a call has its name from the start.
+fn says_more_than_its_type(piece: &[u8]) -> bool {
+    if !piece.starts_with(b"{") {
+        return says_something(piece);
+    }
+    let mut says = false;
+    let walked = Walk::new(piece, 0).members(0, |member| {
+        let value = piece.get(member.value.clone()).unwrap_or_default();
+        says |= says_something(value) && !json::key_is(piece, &member, "type");
+        Ok::<(), Fault>(())
+    });
+    says || walked.is_err()
 }
 
 fn response(data: &[u8]) -> Reading<'_> {
@@ -338,6 +355,93 @@ mod tests {
     }
 
     #[test]
+    fn a_named_event_is_the_first_content_only_if_it_says_something() {
+        for (data, content) in [
+            (
+                r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"content_block_start","content_block":{"type":"redacted_thinking","data":"x"}}"#,
+                true,
+            ),
+            (
+                r#"{"type":"content_block_start","content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#,
+                true,
+            ),
+            (
+                r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":""}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":" "}}"#,
+                true,
+            ),
+            (
+                r#"{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+                true,
+            ),
+            (
+                r#"{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{"}}"#,
+                true,
+            ),
+            (
+                r#"{"index":0,"delta":{"text":"x"},"type":"content_block_delta"}"#,
+                true,
+            ),
+            (
+                r#"{"type":"message_start","message":{"content":[]}}"#,
+                false,
+            ),
+            (r#"{"type":"ping"}"#, false),
+            (r#"{"type":"response.created","response":{}}"#, false),
+            (r#"{"type":"response.in_progress","response":{}}"#, false),
+            (
+                r#"{"type":"response.output_item.added","item":{"type":"reasoning"}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"response.content_part.added","part":{"text":""}}"#,
+                false,
+            ),
+            (r#"{"type":"response.output_text.delta","delta":""}"#, false),
+            (r#"{"type":"response.output_text.delta","delta":"x"}"#, true),
+            (
+                r#"{"type":"response.reasoning_text.delta","delta":"x"}"#,
+                true,
+            ),
+            (
+                r#"{"type":"response.reasoning_summary_text.delta","delta":"x"}"#,
+                true,
+            ),
+            (
+                r#"{"type":"response.function_call_arguments.delta","delta":"{"}"#,
+                true,
+            ),
+            (r#"{"type":"content_block_delta","delta":{"text":"#, true),
+        ] {
+            assert_eq!(
+                named(data.as_bytes(), None, false).content,
+                content,
+                "{data}"
+            );
+        }
+        let empty = br#"{"type":"response.output_text.delta","delta":""}"#;
+        assert!(named(empty, None, true).content);
+    }
+
+    #[test]
+    fn a_response_that_failed_is_a_failure_without_an_error_too() {
+        let data = br#"{"type":"response.failed","response":{"status":"failed","error":null}}"#;
+        let reading = named(data, None, true);
+        assert!(reading.ended && reading.finish.is_some_and(FinishReason::is_failure));
+    }
+
+    #[test]
     fn every_known_form_of_an_error_is_read() {
         for data in [
             r#"{"error":{"message":"m","type":"t","code":"c"}}"#,
@@ -354,7 +458,7 @@ mod tests {
             r#"{"error":{"message":"m"}}"#,
             r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"c","message":"m"}}}"#,
         ] {
-            let error = named(data.as_bytes(), None).error.unwrap();
+            let error = named(data.as_bytes(), None, false).error.unwrap();
             assert_eq!(error.message.as_deref(), Some("m"), "{data}");
         }
     }
