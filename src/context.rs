@@ -183,6 +183,20 @@ pub struct Names {
     pub model: String,
 }
 
+/// How far an attempt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The request's head is on its way.
+    Sent,
+    /// The answer's head is there.
+    Head,
+    /// Something came that shows that the upstream is alive, and no more.
+    KeepAlive,
+    /// More than that, and no content yet.
+    Begun,
+    Content,
+}
+
 /// An attempt that has ended.
 pub struct Try {
     pub names: Names,
@@ -397,16 +411,25 @@ impl Context {
     /// When the request as a whole must be over, with the variant that is asked next.
     pub fn ends_by(&self) -> Option<Instant> {
         let variant = self.variant()?;
-        self.started.checked_add(self.clocks(&variant.lane).total())
+        Some(self.clocks(&variant.lane).ends(self.started))
     }
 
-    /// The answer has moved on, and with it the clock that is looked at. `begun`: more came than
-    /// signs of life. `content`: there is, or was, content.
-    pub fn moved(&mut self, begun: bool, content: bool, now: Instant) {
+    /// The attempt has moved on, and with it the deadline that is looked at.
+    pub fn moved(&mut self, step: Step, now: Instant) {
         let Some(attempt) = &mut self.attempts.current else {
             return;
         };
-        attempt.progress.moved(begun, content, now);
+        let progress = &mut attempt.progress;
+        match step {
+            Step::Sent => progress.sent_at = Some(now),
+            Step::Head => progress.head_at = Some(now),
+            Step::KeepAlive => progress.kept_alive_at = Some(now),
+            Step::Begun => progress.begun_at = progress.begun_at.or(Some(now)),
+            Step::Content => {
+                progress.begun_at = progress.begun_at.or(Some(now));
+                progress.last_content_at = Some(now);
+            }
+        }
         if let Some(behind) = &self.behind {
             let (deadline, _) = attempt.clocks.next(&attempt.progress);
             behind.wait_until(Some(deadline));

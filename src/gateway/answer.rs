@@ -14,13 +14,14 @@ use pingora_proxy::{FailToProxy, Session};
 use super::Gateway;
 use super::verdict::is_stream;
 use crate::config::settings::FailureClass;
-use crate::context::{Answer, Attempt, Context, Routed, Watch};
+use crate::context::{Answer, Attempt, Context, Routed, Step, Watch};
 use crate::relay::answer::AnswerScanner;
 use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
+use crate::upstream::pool::Outcome;
 
 /// Stands where a key stood.
 const HIDDEN: &str = "[key]";
@@ -105,12 +106,16 @@ impl Gateway {
             Watch::Nothing => piece,
             Watch::Whole(scanner) => {
                 scanner.feed(&piece);
-                let begun = scanner.seen().begun;
+                let step = match scanner.seen().begun {
+                    true => Step::Content,
+                    false => Step::KeepAlive,
+                };
                 let out = ctx.answer.withheld.pass(piece);
                 if ctx.answer.withheld.is_over() {
                     ctx.begin_answer();
                 }
-                ctx.moved(begun, begun, now);
+                ctx.moved(step, now);
+                self.check_clocks(ctx, now)?;
                 out
             }
             Watch::Stream(scanner) => {
@@ -130,6 +135,21 @@ impl Gateway {
         Ok(())
     }
 
+    /// Deadlines are looked at where the client is listened for; but not while somebody is written
+    /// to, and without a session in the client's place not at all.
+    ///
+    /// # Errors
+    /// If one is over.
+    fn check_clocks(&self, ctx: &Context, now: Instant) -> Result<()> {
+        let attempt = ctx.attempts.current.as_ref();
+        match attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) {
+            None => Ok(()),
+            Some(late) => {
+                Error::e_explain(ErrorType::ReadTimedout, late.as_str()).map_err(Error::into_up)
+            }
+        }
+    }
+
     /// What may go out of a stream's fragment that was read, before its content nothing but whole
     /// comments; what it says about the attempt.
     ///
@@ -143,7 +163,7 @@ impl Gateway {
         let (content, progress) = (seen.first_content, seen.progress);
         if ctx.answer.begun {
             if progress {
-                ctx.moved(true, content, now);
+                ctx.moved(Step::Content, now);
             }
             return Ok(out);
         }
@@ -154,7 +174,12 @@ impl Gateway {
             None if gave_up(&ctx.answer.watch) => Some(FailureClass::NoResources),
             None => None,
         };
-        ctx.moved(begun, content, now);
+        let step = match begun {
+            _ if content => Step::Content,
+            true => Step::Begun,
+            false => Step::KeepAlive,
+        };
+        ctx.moved(step, now);
         if !content {
             if let Some(class) = failed {
                 return Err(self.fail_in_answer(ctx, class));

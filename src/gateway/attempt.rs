@@ -15,10 +15,11 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::intake::{altered, refit};
 use super::verdict::{refused, unreachable};
-use crate::context::{Attempt, Context, Outbound, Stage};
+use crate::context::{Attempt, Context, Outbound, Stage, Step};
 use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
+use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::{Chosen, Lane, NoChoice};
 use crate::upstream::queue::NotServed;
@@ -134,7 +135,7 @@ impl Gateway {
             lane: lane.clone(),
             began: now,
             clocks,
-            progress: Progress::new(ctx.started, now),
+            progress: Progress::of(ctx.started),
             sent: false,
             answered: false,
         });
@@ -217,9 +218,7 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
-        let now = Instant::now();
-        attempt.progress.sent(now);
-        ctx.moved(false, false, now);
+        ctx.moved(Step::Sent, Instant::now());
         ctx.upstream_at_work(true);
         self.count_as_sent(ctx);
         Ok(())
@@ -284,7 +283,7 @@ fn closed(reopens: Option<Duration>) -> Refusal {
 }
 
 /// The time that the request had is over, and nobody is at work on it.
-fn out_of_time() -> Refusal {
+pub(super) fn out_of_time() -> Refusal {
     Refusal::new(
         Code::UpstreamTimeout,
         "No upstream answered within the time that this request may take.",

@@ -10,12 +10,14 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::answer::head_is_out;
+use super::attempt::out_of_time;
 use crate::config::settings::FailureClass;
-use crate::context::{Attempt, Context, Outbound, Routed};
+use crate::context::{Attempt, Context, Outbound, Routed, Step};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
+use crate::upstream::clocks::Late;
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::Outcome;
@@ -69,12 +71,10 @@ impl Gateway {
         head: &ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        let now = Instant::now();
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.answered = true;
-            attempt.progress.head(now);
         }
-        ctx.moved(false, false, now);
+        ctx.moved(Step::Head, Instant::now());
         let opened = ctx.answer.opened || head_is_out(session);
         let stream = ctx.routed().is_some_and(|routed| routed.stream);
         let stray = opened && stream && head.status.is_success() && !is_stream(head);
@@ -161,7 +161,15 @@ impl Gateway {
             _ if ctx.attempts.current.as_ref().is_some_and(|it| it.answered) => FailureClass::Cut,
             _ => FailureClass::Reset,
         };
-        let why = self.which_clock(ctx, late).unwrap_or(kind.as_str()).to_owned();
+        let clock = self.which_clock(ctx, class);
+        if clock == Some(Late::Total) {
+            // The request's own time is over: that is nobody's fault.
+            self.end_attempt(ctx, class.as_str());
+            ctx.refusal = Some(out_of_time());
+            error.set_retry(false);
+            return error;
+        }
+        let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
         let refusal = refusal_for(class, None).detail(why);
         if ctx.answer.begun {
             self.failed_after_content(ctx, class);
@@ -172,12 +180,14 @@ impl Gateway {
         self.attempt_failed(ctx, class.into(), refusal, error)
     }
 
-    /// Which deadline was over, for the log.
-    fn which_clock(&self, ctx: &Context, late: bool) -> Option<&'static str> {
-        let attempt = ctx.attempts.current.as_ref().filter(|_| late)?;
-        let (_, clock) = attempt.clocks.next(&attempt.progress);
-        self.metrics.deadlines.with_label_values(&[clock.as_str()]).inc();
-        Some(clock.as_str())
+    /// Which deadline of ours was over, if one was.
+    fn which_clock(&self, ctx: &Context, class: FailureClass) -> Option<Late> {
+        let attempt = ctx.attempts.current.as_ref();
+        let attempt = attempt.filter(|_| class == FailureClass::Deadline)?;
+        let clock = attempt.clocks.is_late(&attempt.progress, Instant::now())?;
+        let labels = [attempt.lane.pool.settings.id.as_str(), clock.as_str()];
+        self.metrics.deadlines.with_label_values(&labels).inc();
+        Some(clock)
     }
 
     /// An answer that failed before any of its content went out; the error's flag says whether
@@ -290,7 +300,7 @@ impl Gateway {
         let rules = &ctx.snapshot.settings.retry;
         let mut verdict = retry::decide(now, rules, &story);
         let takes = matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
-        if takes && !pool.budget.try_retry(rules, now) {
+        if takes && !pool.budget.try_retry(now, rules) {
             story.budget = false;
             verdict = retry::decide(now, rules, &story);
         }
