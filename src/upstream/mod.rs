@@ -3,12 +3,15 @@
 //! [`balance`] decides, from plain numbers; [`account`] and [`endpoint`] hold what is counted and
 //! outlives a reload; [`governor`] learns how much an account takes; [`pool`] joins these with one
 //! configuration. A [`lane`] holds places for a request, or lets it wait in its [`queue`], in the
-//! order of [`fair_queue`]. [`discovery`] and [`probe`] are the edges that find addresses and ask
-//! after health; [`enveloped`] reaches upstreams that wrap their answers. Nothing here knows bodies,
-//! and of tenants no more than their names.
+//! order of [`fair_queue`]. [`clocks`] say when an attempt is late, [`retry`] what comes after one that
+//! failed, within the upstream's [`budget`]. [`discovery`] and [`probe`] are the edges that find
+//! addresses and ask after health; [`enveloped`] reaches upstreams that wrap their answers. Nothing
+//! here knows bodies, and of tenants no more than their names.
 
 pub mod account;
 pub mod balance;
+pub mod budget;
+pub mod clocks;
 pub mod discovery;
 pub mod endpoint;
 pub mod enveloped;
