@@ -9,16 +9,21 @@
 
 pub mod account;
 pub mod balance;
+pub mod breaker;
 pub mod discovery;
 pub mod endpoint;
 pub mod enveloped;
 pub mod fair_queue;
+pub mod gate;
 pub mod governor;
 pub mod health;
 pub mod lane;
+pub mod outlier;
+pub mod pace;
 pub mod peer;
 pub mod pool;
 pub mod probe;
 pub mod queue;
 pub mod retry;
 pub mod signing;
+pub mod window;
