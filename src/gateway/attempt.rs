@@ -135,7 +135,7 @@ impl Gateway {
             lane: lane.clone(),
             began: now,
             clocks,
-            progress: Progress::of(ctx.started),
+            progress: Progress::new(ctx.started),
             sent: false,
             answered: false,
         });

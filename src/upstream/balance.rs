@@ -4,6 +4,18 @@
 //! Endpoints: among the best priority that has a healthy one, the least loaded relative to its
 //! weight. Ties go round by `turn`, so that idle peers share evenly.
 
+/// What one may be sent at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// So many thousandths of its full share, 1 to 1000.
+    Open {
+        permille: u32,
+    },
+    /// A request may find out how it is.
+    Probe,
+    Closed,
+}
+
 /// An account as it looks now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountView {
