@@ -217,7 +217,7 @@ impl Gateway {
                 let seen = scanner.seen();
                 let fault = match &seen.error {
                     _ if !seen.begun => Some(FailureClass::Cut),
-                    _ if scanner.is_foreign() => Some(FailureClass::Garbage),
+                    _ if scanner.seen().foreign => Some(FailureClass::Garbage),
                     _ if !seen.complete => Some(FailureClass::Cut),
                     Some(_) => Some(FailureClass::ErrorInAnswer),
                     None if gave_up(&ctx.answer.watch) => Some(FailureClass::NoResources),
@@ -229,7 +229,7 @@ impl Gateway {
                 let out = join(out, scanner.finish());
                 let seen = scanner.seen();
                 let fault = match seen.ended {
-                    false if scanner.is_foreign() => Some(FailureClass::Garbage),
+                    false if scanner.seen().foreign => Some(FailureClass::Garbage),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };

@@ -19,6 +19,7 @@ use crate::context::{Attempt, Context, Outbound, Stage, Step};
 use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
+use crate::routing::route::Variant;
 use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::{Chosen, Lane, NoChoice};
@@ -51,7 +52,7 @@ impl Gateway {
                 self.metrics.own_work("choose", now.elapsed());
                 return Ok(peer);
             }
-            let Some(lane) = ctx.lane() else {
+            let Some(Variant { lane, .. }) = ctx.variant() else {
                 // A failure of an earlier attempt says more than "nothing is left".
                 let no = turned_away.map_or_else(|| closed(ctx.attempts.reopens), at_ceiling);
                 ctx.refusal.get_or_insert(no);
@@ -59,7 +60,7 @@ impl Gateway {
             };
             match self.wait_for_place(session, ctx, &lane).await? {
                 Ok(chosen) => {
-                    if let Some(peer) = self.begin(ctx, &lane, chosen, Instant::now()) {
+                    if let Some(peer) = self.start(ctx, &lane, chosen, Instant::now()) {
                         return Ok(peer);
                     }
                 }
@@ -83,7 +84,7 @@ impl Gateway {
             let wish = ctx.wish_for(&variant.lane);
             match variant.lane.choose(&wish, now) {
                 Ok(chosen) => {
-                    if let Some(peer) = self.begin(ctx, &variant.lane, chosen, now) {
+                    if let Some(peer) = self.start(ctx, &variant.lane, chosen, now) {
                         return Some(peer);
                     }
                     continue;
@@ -107,7 +108,7 @@ impl Gateway {
     }
 
     /// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.
-    fn begin(
+    fn start(
         &self,
         ctx: &mut Context,
         lane: &Arc<Lane>,
@@ -135,7 +136,14 @@ impl Gateway {
             lane: lane.clone(),
             began: now,
             clocks,
-            progress: Progress::new(ctx.started),
+            progress: Progress {
+                started_at: ctx.started,
+                sent_at: None,
+                head_at: None,
+                kept_alive_at: None,
+                begun_at: None,
+                last_content_at: None,
+            },
             sent: false,
             answered: false,
         });
