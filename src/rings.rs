@@ -147,6 +147,7 @@ const PURE: &[&str] = &[
     "upstream/governor",
     "upstream/governor.rs",
     "upstream/health.rs",
+    "upstream/queue/share.rs",
     "upstream/retry",
     "upstream/retry.rs",
     "upstream/signing.rs",
