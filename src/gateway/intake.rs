@@ -19,6 +19,7 @@ use crate::identity::reason::Reason;
 use crate::identity::signed_request::SignatureError;
 use crate::identity::signed_request::body::{self as signed_body, HeldBack};
 use crate::request::body::{self, BodyError, BodyLimits};
+use crate::request::deadline;
 use crate::request::edit::Edits;
 use crate::request::forward;
 use crate::request::head::{self, Framing, Head};
@@ -105,6 +106,7 @@ impl Gateway {
             session.set_keepalive(None);
         }
         self.identify(session, ctx)?;
+        ctx.client_deadline = deadline::told(&session.req_header().headers)?;
         // What follows may refuse; the log should still say who asked for what, so both stay.
         let Stage::Identified(surface, identity) = &ctx.stage else {
             return Err(Refusal::new(Code::Internal, "The request lost its way.").into());
