@@ -125,6 +125,7 @@ const PURE: &[&str] = &[
     "admission/subject.rs",
     "json.rs",
     "ledger",
+    "request/continuation.rs",
     "request/edit.rs",
     "request/head.rs",
     "request/refusal.rs",

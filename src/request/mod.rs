@@ -2,6 +2,7 @@
 //! changed in it, and how a "no" is worded.
 
 pub mod body;
+pub mod continuation;
 pub mod edit;
 pub mod forward;
 pub mod head;
