@@ -126,6 +126,7 @@ const PURE: &[&str] = &[
     "json.rs",
     "ledger",
     "request/deadline.rs",
+    "request/continuation.rs",
     "request/edit.rs",
     "request/head.rs",
     "request/refusal.rs",

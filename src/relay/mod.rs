@@ -6,6 +6,7 @@ pub mod event;
 mod pattern;
 pub mod prelude;
 mod reading;
+pub mod resume;
 pub mod sse;
 mod strip;
 pub mod usage;

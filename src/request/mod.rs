@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod deadline;
+pub mod continuation;
 pub mod edit;
 pub mod forward;
 pub mod head;
