@@ -25,6 +25,7 @@ mod docs;
 mod draining;
 mod enveloped;
 mod failover;
+mod fault_matrix;
 mod fair_queue;
 mod framing;
 mod guessing;
