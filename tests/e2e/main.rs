@@ -21,6 +21,7 @@ mod clock_steps;
 mod command_line;
 mod crash;
 mod credentials;
+mod deadlines;
 mod docs;
 mod draining;
 mod enveloped;
