@@ -31,6 +31,7 @@ use crate::request::surface::Surface;
 use crate::routing::route::Route;
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
+use crate::upstream::gate::Reason;
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
 
 /// Everything known of one request.
@@ -240,7 +241,9 @@ impl Attempt {
     /// The account is not to be asked for anything for so long.
     pub fn rest_account(&self, now: Instant, pause: Duration) {
         if let Some(account) = self.account_slot() {
-            account.rest.rest(now, pause);
+            let until = Some(now + pause);
+            let condition = &account.state.condition;
+            condition.leave_until(Reason::Refused, "", until, now);
         }
     }
 

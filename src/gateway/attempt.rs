@@ -20,7 +20,7 @@ use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::{Chosen, Lane, NoChoice};
+use crate::upstream::pool::{Chosen, Lane, NoChoice, Wish};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
@@ -210,7 +210,7 @@ fn seek(ctx: &mut Context, lanes: &[Arc<Lane>], now: Instant) -> Option<Box<Http
             ctx.attempts.next_lane();
             continue;
         }
-        match lane.choose(&ctx.attempts.tried, now) {
+        match lane.choose(&Wish::beside(ctx.attempts.tried.clone()), now) {
             Ok(chosen) => {
                 if let Some(peer) = begin(ctx, lane, chosen, now) {
                     return Some(peer);

@@ -15,7 +15,7 @@ use super::Gateway;
 use crate::config::settings::{Priority, TenantId};
 use crate::context::{Context, Outbound};
 use crate::request::forward;
-use crate::upstream::pool::{Chosen, Lane};
+use crate::upstream::pool::{Chosen, Lane, Wish};
 use crate::upstream::queue::{NotServed, Waiter, Waiting};
 
 /// How long a place is held for a client that must first take what was being said to it.
@@ -37,7 +37,8 @@ impl Gateway {
         let began = Instant::now();
         let left = ctx.snapshot.settings.queue.max_wait;
         let deadline = began + left.saturating_sub(ctx.attempts.queued);
-        let waiting = match lane.wait(waiter(ctx), &ctx.attempts.tried, deadline, began) {
+        let wish = Wish::beside(ctx.attempts.tried.clone());
+        let waiting = match lane.wait(waiter(ctx), &wish, deadline, began) {
             Ok(waiting) => waiting,
             Err(refused) => return Ok(Err(refused)),
         };

@@ -14,6 +14,9 @@ pub enum NotServed {
     Late { wait: Duration },
     /// No account or endpoint is left that it could be tried at.
     Exhausted,
+    /// All that are left are out, or behind an open breaker; `wait` is how long until the first may
+    /// be asked.
+    Closed { wait: Duration },
 }
 
 impl NotServed {
@@ -24,13 +27,17 @@ impl NotServed {
             Self::TooLong { .. } => "too_long",
             Self::Late { .. } => "late",
             Self::Exhausted => "exhausted",
+            Self::Closed { .. } => "closed",
         }
     }
 
     /// How long another one would have to wait; `None` if it is not a matter of time.
     pub fn wait(self) -> Option<Duration> {
         match self {
-            Self::QueueFull { wait } | Self::TooLong { wait } | Self::Late { wait } => Some(wait),
+            Self::QueueFull { wait }
+            | Self::TooLong { wait }
+            | Self::Late { wait }
+            | Self::Closed { wait } => Some(wait),
             Self::Exhausted => None,
         }
     }
@@ -47,6 +54,7 @@ pub struct Observed {
     pub too_long: u64,
     pub late: u64,
     pub exhausted: u64,
+    pub closed: u64,
     /// How long a place is held, on the average.
     pub hold: Duration,
 }
