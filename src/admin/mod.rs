@@ -4,6 +4,7 @@
 //! full or draining. `/healthz`, `/readyz` and `/metrics` are open; everything else needs the token.
 
 mod limits;
+mod states;
 mod status;
 
 use std::convert::Infallible;

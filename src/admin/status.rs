@@ -6,6 +6,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::states;
 use crate::admission::store_redis::RedisCounts;
 use crate::config::settings::{Credential, CredentialKind, Tenant, Validity};
 use crate::identity::expiry;
@@ -73,24 +74,6 @@ fn credentials(snapshot: &Snapshot, tenant: &Tenant) -> Vec<Value> {
 }
 
 fn upstream(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Value {
-    let endpoints: Vec<_> = pool
-        .endpoints
-        .iter()
-        .map(|slot| {
-            json!({
-                "url": slot.settings.url,
-                "priority": slot.settings.priority,
-                "healthy": slot.state.is_healthy(now, pool.is_watched()),
-                "addresses": slot.state.address_count(),
-                "in_flight": slot.state.in_flight(),
-            })
-        })
-        .collect();
-    let accounts: Vec<_> = pool
-        .accounts
-        .iter()
-        .map(|account| json!({"id": account.id.as_str(), "resting": account.rest.is_resting(now)}))
-        .collect();
     let loads: Vec<_> = snapshot
         .lanes()
         .filter(|lane| lane.pool.settings.id == pool.settings.id)
@@ -101,7 +84,13 @@ fn upstream(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Value {
             })
         })
         .collect();
-    json!({"id": pool.settings.id.as_str(), "endpoints": endpoints, "accounts": accounts, "in_flight": loads})
+    json!({
+        "id": pool.settings.id.as_str(),
+        "endpoints": states::endpoints(pool, now),
+        "accounts": states::accounts(snapshot, pool, now),
+        "breakers": states::breakers(snapshot, pool, now),
+        "in_flight": loads,
+    })
 }
 
 /// When credentials end, for alerts.
@@ -138,6 +127,7 @@ fn refresh_line(metrics: &Metrics, lane: &Lane) {
         ("too_long", observed.too_long),
         ("late", observed.late),
         ("exhausted", observed.exhausted),
+        ("closed", observed.closed),
     ] {
         let labels = [upstream, model, outcome];
         metrics
@@ -194,6 +184,7 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.queue_outcomes.reset();
     metrics.upstream_unverified.reset();
     refresh_credentials(metrics, snapshot);
+    states::refresh(metrics, snapshot, now);
     for pool in &snapshot.pools {
         if pool.settings.tls.unverified {
             let labels = [pool.settings.id.as_str()];
@@ -204,7 +195,7 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
         }
         for slot in &pool.endpoints {
             let labels = [pool.settings.id.as_str(), slot.settings.url.as_str()];
-            let healthy = slot.state.is_healthy(now, pool.is_watched());
+            let healthy = pool.is_used(slot, now);
             metrics
                 .upstream_healthy
                 .with_label_values(&labels)

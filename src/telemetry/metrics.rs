@@ -121,6 +121,10 @@ metrics! {
     connections_refused: IntCounterVec = counters("connections_refused_total", "Client connections closed at once, by cap.", &["reason"]);
     buffered_bytes: IntGauge = gauge("request_body_buffer_bytes", "Request bodies held in memory.");
     upstream_healthy: IntGaugeVec = gauges("upstream_endpoint_healthy", "1 if the endpoint is used, 0 if it is out.", &["upstream", "endpoint"]);
+    endpoint_state: IntGaugeVec = gauges("endpoint_state", "1 for the state that the endpoint is in, 0 for the others.", &["upstream", "endpoint", "state"]);
+    account_state: IntGaugeVec = gauges("account_state", "1 for the state that the account is in, 0 for the others.", &["upstream", "account", "state"]);
+    breaker_state: IntGaugeVec = gauges("breaker_state", "1 for the state that the breaker of an endpoint and model is in, 0 for the others.", &["upstream", "endpoint", "model", "state"]);
+    upstream_transitions: IntCounterVec = counters("upstream_transitions_total", "Changes of state of accounts, endpoints and breakers, by what they came to and why.", &["upstream", "kind", "name", "to", "reason"]);
     endpoint_addresses: IntGaugeVec = gauges("upstream_endpoint_addresses", "Addresses known for the endpoint.", &["upstream", "endpoint"]);
     account_in_flight: IntGaugeVec = gauges("account_in_flight", "Requests in flight per account and upstream model.", &["upstream", "account", "model"]);
     account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);

@@ -1,5 +1,5 @@
-//! An account's running state: how many requests it holds per model and may hold, and whether it, or
-//! one model of it, is resting.
+//! An account's running state: how it is, how many requests it holds per model and may hold, and
+//! whether a model of it is resting.
 //!
 //! DeepSeek limits *concurrent requests per account and model*, counted from sending until the
 //! answer is complete (rate_limit page), so that is what is counted here. The state outlives
@@ -10,7 +10,48 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::condition::Condition;
+use super::gate::Reason;
 use super::governor::{Governor, Load};
+use super::transitions::Teller;
+
+/// What the provider says of an account's money holds so long, unless it says it again.
+const BALANCE_HOLDS: Duration = Duration::from_secs(600);
+
+/// An account as a whole, whatever the model.
+#[derive(Debug)]
+pub struct AccountState {
+    pub condition: Condition,
+}
+
+impl AccountState {
+    pub fn new(teller: Teller, now: Instant) -> Self {
+        Self {
+            condition: Condition::new(teller, now),
+        }
+    }
+
+    /// The operator wants no new requests at it, or wants them again. Those under way go on.
+    pub fn drain(&self, drained: bool) {
+        self.condition.drain(drained, Instant::now());
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.condition.is_drained()
+    }
+
+    /// The provider's own account of it shows that nothing is left. To be repeated while that is so.
+    pub fn set_unpaid(&self, now: Instant) {
+        let until = Some(now + BALANCE_HOLDS);
+        self.condition
+            .leave_until(Reason::Unpaid, "nothing is left", until, now);
+    }
+
+    /// Something is left again: if it was out for that, it is tried again.
+    pub fn paid_again(&self, now: Instant) {
+        self.condition.try_now(Reason::Unpaid, Reason::Paid, now);
+    }
+}
 
 /// Requests in flight at one account for one model.
 #[derive(Debug)]
@@ -86,7 +127,7 @@ impl Drop for AccountLease {
     }
 }
 
-/// Whether an account, or one model of it, should be left alone for a while.
+/// Whether a model of an account should be left alone for a while.
 #[derive(Debug)]
 pub struct Rest {
     epoch: Instant,
@@ -132,16 +173,19 @@ pub enum Pause {
     Model(Duration),
 }
 
+/// How long a model of an account rests after a 429: as `retry_after` says, else 1 s; at most 60 s.
+pub fn rest_after_429(retry_after: Option<Duration>) -> Duration {
+    let pause = retry_after.unwrap_or(Duration::from_secs(1));
+    pause.min(Duration::from_secs(60))
+}
+
 /// What rests after an answer with `status` that speaks of the account.
 ///
 /// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, else
 /// 1 s; at most 60 s). None for any other status: those speak of the endpoint or of the request.
 pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Pause> {
     match status {
-        429 => {
-            let pause = retry_after.unwrap_or(Duration::from_secs(1));
-            Some(Pause::Model(pause.min(Duration::from_secs(60))))
-        }
+        429 => Some(Pause::Model(rest_after_429(retry_after))),
         401..=403 => Some(Pause::Account(Duration::from_secs(30))),
         _ => None,
     }

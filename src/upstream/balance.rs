@@ -16,6 +16,19 @@ pub enum Standing {
     Closed,
 }
 
+impl Standing {
+    /// What may be sent if both must let it through.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Closed, _) | (_, Self::Closed) => Self::Closed,
+            (Self::Probe, _) | (_, Self::Probe) => Self::Probe,
+            (Self::Open { permille }, Self::Open { permille: other }) => Self::Open {
+                permille: permille.min(other),
+            },
+        }
+    }
+}
+
 /// An account as it looks now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountView {

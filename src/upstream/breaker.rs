@@ -1,5 +1,7 @@
 //! Whether an endpoint is asked for one model at all: open while too many attempts fail, whoever
-//! pays for them, and closed again after a few have succeeded. Pure.
+//! pays for them, and closed again after a few have succeeded. Pure; [`shared`] is what requests see.
+
+mod shared;
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +9,7 @@ use super::balance::Standing;
 use super::gate::{FULL_SHARE, Pass, Reason, jittered};
 use super::window::Window;
 use crate::config::settings::Breaker as Rules;
+pub use shared::SharedBreaker;
 
 /// See [`super::gate`]: what is said while nobody can tell when the next may go.
 const PROBE_TIME: Duration = Duration::from_secs(1);
@@ -114,9 +117,14 @@ impl Breaker {
         Some(Pass::new(self.serial, probe))
     }
 
+    /// Was it let through since it last opened? What an earlier one shows is known already.
+    pub fn is_current(&self, pass: Pass) -> bool {
+        pass.serial() == self.serial
+    }
+
     /// The request ended without showing anything.
     pub fn give_back(&mut self, pass: Pass) {
-        if pass.is_probe() && pass.serial() == self.serial {
+        if pass.is_probe() && self.is_current(pass) {
             self.probing = self.probing.saturating_sub(1);
         }
     }
@@ -130,7 +138,7 @@ impl Breaker {
         rules: &Rules,
         seed: u64,
     ) -> Option<Change> {
-        if pass.serial() != self.serial {
+        if !self.is_current(pass) {
             return None;
         }
         self.give_back(pass);
@@ -143,6 +151,8 @@ impl Breaker {
                 ill.then(|| self.open(Reason::Errors, now, rules, seed))
             }
             State::HalfOpen { .. } if !good => Some(self.open(Reason::Probe, now, rules, seed)),
+            // It has counted already, by its first content.
+            State::HalfOpen { .. } if !pass.is_probe() => None,
             State::HalfOpen { succeeded } => {
                 let succeeded = succeeded + 1;
                 if succeeded < rules.probes.max(1) {

@@ -1,4 +1,4 @@
-//! An endpoint's running state: its addresses, its health, its load. Outlives reloads.
+//! An endpoint's running state: its addresses, how it is, its load. Outlives reloads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,10 +8,33 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::condition::Condition;
+use super::gate::{Reason, Terms};
 use super::health::{Record, Thresholds, Transition};
+use super::transitions::Teller;
+
+/// How an endpoint is watched over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    pub thresholds: Thresholds,
+    /// Active checks are on: they alone say when it is well again.
+    pub checked: bool,
+    /// How it comes back, and without checks also when.
+    pub terms: Terms,
+}
+
+/// A result of a check, or of a connection of live traffic.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard<'a> {
+    pub good: bool,
+    /// What takes it out if it is not good.
+    pub reason: Reason,
+    pub text: &'a str,
+}
 
 #[derive(Debug)]
 pub struct EndpointState {
+    pub condition: Condition,
     addresses: ArcSwap<Vec<SocketAddr>>,
     next: AtomicUsize,
     record: Mutex<Record>,
@@ -23,11 +46,12 @@ pub struct EndpointState {
 const NO_LIMIT: u32 = u32::MAX;
 
 impl EndpointState {
-    pub fn new(now: Instant) -> Self {
+    pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
+            condition: Condition::new(teller, now),
             addresses: ArcSwap::from_pointee(Vec::new()),
             next: AtomicUsize::new(0),
-            record: Mutex::new(Record::new(now)),
+            record: Mutex::default(),
             in_flight: AtomicU32::new(0),
             limit: AtomicU32::new(NO_LIMIT),
         }
@@ -51,12 +75,39 @@ impl EndpointState {
         }
     }
 
-    pub fn is_healthy(&self, now: Instant, watched: bool) -> bool {
-        self.record.lock().is_healthy(now, watched)
+    /// Counts a result; so many in a row take it out, or bring it back.
+    pub fn record(&self, heard: Heard<'_>, watch: Watch, now: Instant) {
+        let mut record = self.record.lock();
+        let change = record.record(heard.good, watch.thresholds);
+        if !watch.checked && change == Some(Transition::BecameUnhealthy) {
+            // Nobody will ask after it: it is tried again, and counted anew.
+            *record = Record::default();
+        }
+        drop(record);
+        match change {
+            Some(Transition::BecameUnhealthy) if watch.checked => {
+                self.condition
+                    .leave_until(heard.reason, heard.text, None, now);
+            }
+            Some(Transition::BecameUnhealthy) => {
+                self.condition
+                    .leave(heard.reason, heard.text, now, watch.terms);
+            }
+            Some(Transition::BecameHealthy) => {
+                self.condition
+                    .welcome(Reason::Checks, heard.text, now, watch.terms);
+            }
+            None => {}
+        }
     }
 
-    pub fn record(&self, now: Instant, good: bool, thresholds: Thresholds) -> Option<Transition> {
-        self.record.lock().record(now, good, thresholds)
+    /// The operator wants no new requests at it, or wants them again. Those under way go on.
+    pub fn drain(&self, drained: bool) {
+        self.condition.drain(drained, Instant::now());
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.condition.is_drained()
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -100,11 +151,60 @@ impl Drop for EndpointLease {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::balance::Standing;
+    use super::super::transitions::{Kind, Transitions};
     use super::*;
+    use crate::config::settings::UpstreamId;
+
+    fn state() -> Arc<EndpointState> {
+        let teller = Teller {
+            kind: Kind::Endpoint,
+            name: "e".into(),
+            transitions: Arc::new(Transitions::new(UpstreamId::new("u"))),
+        };
+        Arc::new(EndpointState::new(teller, Instant::now()))
+    }
+
+    #[test]
+    fn results_in_a_row_take_it_out_and_without_checks_it_is_tried_again() {
+        let now = Instant::now();
+        for checked in [false, true] {
+            let state = state();
+            let watch = Watch {
+                thresholds: Thresholds {
+                    healthy_after: 1,
+                    unhealthy_after: 2,
+                },
+                checked,
+                terms: Terms::of(None),
+            };
+            let heard = |good| Heard {
+                good,
+                reason: Reason::Checks,
+                text: "",
+            };
+            let standing = |at| state.condition.standing(at, watch.terms);
+            state.record(heard(false), watch, now);
+            assert_ne!(standing(now), Standing::Closed);
+            state.record(heard(false), watch, now);
+            assert_eq!(standing(now), Standing::Closed);
+            let much_later = now + Duration::from_secs(1_000);
+            let expected = if checked {
+                Standing::Closed
+            } else {
+                Standing::Probe
+            };
+            assert_eq!(standing(much_later), expected);
+            state.record(heard(true), watch, much_later);
+            assert_ne!(standing(much_later), Standing::Closed);
+        }
+    }
 
     #[test]
     fn all_addresses_take_turns_and_an_empty_answer_keeps_the_old_ones() {
-        let state = Arc::new(EndpointState::new(Instant::now()));
+        let state = state();
         assert_eq!(state.next_address(), None);
         let [a, b]: [SocketAddr; 2] = [
             "127.0.0.1:1".parse().unwrap(),
@@ -119,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_never_passed_and_a_dropped_lease_is_no_longer_counted() {
-        let state = Arc::new(EndpointState::new(Instant::now()));
+        let state = state();
         state.configure(Some(1));
         let lease = state.acquire().unwrap();
         assert_eq!(state.in_flight(), 1);

@@ -112,6 +112,14 @@ impl Pass {
         self.probe
     }
 
+    /// It has shown what it was to find out, and is a request like others from here on.
+    pub(super) fn settled(self) -> Self {
+        Self {
+            probe: false,
+            ..self
+        }
+    }
+
     pub(super) fn serial(self) -> u32 {
         self.serial
     }

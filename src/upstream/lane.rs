@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::account::{AccountLease, Places};
-use super::balance::{self, AccountView, EndpointView, NoneLeft, Patience};
-use super::endpoint::EndpointLease;
+use super::account::Places;
+use super::balance::{self, AccountView, EndpointView, NoneLeft, Patience, Standing};
+use super::breaker::{SharedBreaker, State};
+use super::chosen::{Chosen, Passes};
 use super::governor::Cause;
-use super::pool::Pool;
+use super::pool::{AccountSlot, EndpointSlot, Pool};
 use super::queue::{Line, Release};
 use crate::config::settings::{AccountId, Governor as Rules};
 
@@ -21,6 +22,8 @@ pub struct Lane {
     pub model: String,
     /// Of each account; of the first alone for what belongs to an account.
     pub(super) places: Vec<Arc<Places>>,
+    /// Of each endpoint; none at all if there is no rule for them.
+    pub(super) breakers: Vec<Arc<SharedBreaker>>,
     pub(super) line: Arc<Line>,
     /// Requests that may wait; 0 for none.
     pub(super) max_length: usize,
@@ -33,17 +36,38 @@ pub struct Tried {
     pub endpoints: Vec<usize>,
 }
 
-/// A chosen account and endpoint, both held until this is dropped; whoever waits gets them next.
-#[must_use]
-#[derive(Debug)]
-pub struct Chosen {
-    pub account: usize,
-    pub endpoint: usize,
-    _account_lease: AccountLease,
-    _endpoint_lease: EndpointLease,
-    /// Dropped last: it looks for somebody to take the places.
-    _release: Release,
+/// What a request asks of a lane.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    pub tried: Tried,
+    /// Of what it has in common with earlier ones, for the account that holds their prefix.
+    pub key: Option<u64>,
+    /// Only this account will do: it has the files.
+    pub pinned: Option<usize>,
+    /// First content comes long before the end: its time is watched.
+    pub streamed: bool,
 }
+
+impl Wish {
+    /// For nothing but what is left.
+    pub fn beside(tried: Tried) -> Self {
+        Self {
+            tried,
+            ..Self::default()
+        }
+    }
+
+    /// Could it be served by this account, however it is?
+    fn allows(&self, account: usize) -> bool {
+        self.pinned.is_none_or(|pinned| pinned == account)
+            && !self.tried.accounts.contains(&account)
+    }
+}
+
+/// What is said when only somebody's word can open what is closed.
+const NOBODY_KNOWS: Duration = Duration::from_secs(30);
+/// So many accounts or endpoints are looked at without memory of their own.
+const FEW: usize = 16;
 
 /// Why nothing was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +76,8 @@ pub enum NoChoice {
     Full,
     /// Every account or endpoint was tried.
     Exhausted,
+    /// Nobody may be asked before so long.
+    Closed { retry_in: Duration },
 }
 
 impl From<NoneLeft> for NoChoice {
@@ -78,31 +104,20 @@ impl Lane {
     /// Chooses and holds an account and an endpoint for one attempt, unless somebody waits.
     ///
     /// # Errors
-    /// If nothing is left to try, or there is no free place.
-    pub fn choose(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
+    /// If nothing is left to try, nobody may be asked, or there is no free place.
+    pub fn choose(self: &Arc<Self>, wish: &Wish, now: Instant) -> Result<Chosen, NoChoice> {
         if self.line.is_waited_in() {
             return Err(NoChoice::Full);
         }
-        self.take(tried, now)
+        self.take(wish, now)
     }
 
     /// The same without regard to those who wait.
-    pub(super) fn take(&self, tried: &Tried, now: Instant) -> Result<Chosen, NoChoice> {
+    pub(super) fn take(self: &Arc<Self>, wish: &Wish, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-        let patience = match self.is_queued_for() {
-            false => Patience::None,
-            true => Patience::Some,
-        };
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
-            let endpoint = balance::endpoint(&self.endpoint_views(tried, now), turn)?;
-            let account = match balance::account(&self.account_views(tried, now), patience, turn) {
-                Ok(account) => account,
-                Err(none) => {
-                    self.places.iter().for_each(|place| place.governor.press());
-                    return Err(none.into());
-                }
-            };
+            let (account, endpoint) = self.pick(wish, turn, now)?;
             let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
             let slot = self.pool.endpoints.get(endpoint);
             let slot = slot.ok_or(NoChoice::Exhausted)?;
@@ -112,21 +127,85 @@ impl Lane {
             let Some(account_lease) = place.acquire() else {
                 continue;
             };
+            let Some(passes) = Passes::take(self, account, endpoint, wish.streamed, now) else {
+                continue;
+            };
             let limited = slot.state.limit().is_some();
-            return Ok(Chosen {
-                account,
-                endpoint,
-                _account_lease: account_lease,
-                _endpoint_lease: endpoint_lease,
-                _release: Release::new(self.line.clone(), now, limited),
-            });
+            let release = Release::new(self.line.clone(), now, limited);
+            return Ok(Chosen::new(passes, account_lease, endpoint_lease, release));
         }
         Err(NoChoice::Full)
     }
 
-    /// Is there an endpoint that is in, and an account that is awake?
+    /// An account and an endpoint, by what they look like now.
+    fn pick(&self, wish: &Wish, turn: usize, now: Instant) -> Result<(usize, usize), NoChoice> {
+        let patience = match self.is_queued_for() {
+            false => Patience::None,
+            true => Patience::Some,
+        };
+        let endpoint = self.with_endpoints(wish, now, |views| balance::endpoint(views, turn));
+        let endpoint = endpoint.map_err(|none| self.refuse(none, wish, now))?;
+        let account =
+            self.with_accounts(wish, now, |views| balance::account(views, patience, turn));
+        let account = account.map_err(|none| {
+            if none == NoneLeft::Full {
+                self.places.iter().for_each(|place| place.governor.press());
+            }
+            self.refuse(none, wish, now)
+        })?;
+        Ok((account, endpoint))
+    }
+
+    /// Whoever is closed was not offered: is that why nobody is left?
+    fn refuse(&self, none: NoneLeft, wish: &Wish, now: Instant) -> NoChoice {
+        match (none, self.closed_for(wish, now)) {
+            (NoneLeft::Tried, Some(retry_in)) => NoChoice::Closed { retry_in },
+            (none, _) => none.into(),
+        }
+    }
+
+    /// How long until the first of those that are left and closed may be asked; `None` if nobody
+    /// that is left is closed.
+    fn closed_for(&self, wish: &Wish, now: Instant) -> Option<Duration> {
+        let shortest = |times: &mut dyn Iterator<Item = Option<Duration>>| {
+            times.map(|time| time.unwrap_or(NOBODY_KNOWS)).min()
+        };
+        let terms = self.pool.terms;
+        let mut accounts = self
+            .accounts()
+            .enumerate()
+            .filter_map(|(index, (slot, _))| {
+                let condition = &slot.state.condition;
+                let closed = condition.standing(now, terms) == Standing::Closed;
+                (closed && wish.allows(index)).then(|| condition.opens_in(now, terms))
+            });
+        let watch = self.pool.watch();
+        let mut endpoints = self
+            .endpoints()
+            .enumerate()
+            .filter_map(|(index, (slot, breaker))| {
+                let closed = self.endpoint_standing(slot, breaker, now) == Standing::Closed;
+                let left = closed && !wish.tried.endpoints.contains(&index);
+                left.then(|| {
+                    let own = slot.state.condition.opens_in(now, watch.terms)?;
+                    let rules = self.pool.settings.breaker.as_ref();
+                    let of_breaker = breaker
+                        .zip(rules)
+                        .map(|(it, rules)| it.opens_in(now, rules));
+                    Some(own.max(of_breaker.unwrap_or_default()))
+                })
+            });
+        // Both must be open for anything to be sent.
+        shortest(&mut accounts).max(shortest(&mut endpoints))
+    }
+
+    /// Could somebody be asked now: an endpoint and an account that are in, or may be tried?
     pub fn is_ready(&self, now: Instant) -> bool {
-        self.pool.is_reachable(now) && self.awake(now).next().is_some()
+        let reachable = |(slot, breaker): (&EndpointSlot, Option<&SharedBreaker>)| {
+            slot.state.address_count() > 0
+                && self.endpoint_standing(slot, breaker, now) != Standing::Closed
+        };
+        self.endpoints().any(reachable) && self.awake(now).next().is_some()
     }
 
     /// May a request wait for a place?
@@ -136,29 +215,55 @@ impl Lane {
 
     /// How long it is until an account that is left to try has rested, if there is one that is
     /// waited for.
-    pub(super) fn rested_in(&self, tried: &Tried, now: Instant) -> Duration {
-        let accounts = self.pool.accounts.iter().zip(&self.places).enumerate();
-        let left = || {
-            let left = accounts.clone();
-            left.filter(|(index, _)| !tried.accounts.contains(index))
-        };
-        if !left().any(|(_, (_, place))| place.rest.is_resting(now)) {
-            return Duration::ZERO;
-        }
-        let rests = left().map(|(_, (account, place))| {
-            let whole = account.rest.left(now);
-            whole.max(place.rest.left(now))
+    pub(super) fn rested_in(&self, wish: &Wish, now: Instant) -> Duration {
+        let left = self.accounts().enumerate().filter(|(index, (slot, _))| {
+            let standing = slot.state.condition.standing(now, self.pool.terms);
+            wish.allows(*index) && standing != Standing::Closed
         });
+        let rests = left.map(|(_, (_, place))| place.rest.left(now));
         rests.min().unwrap_or_default()
     }
 
-    /// The places of accounts that rest neither as a whole nor for this model.
+    fn accounts(&self) -> impl Iterator<Item = (&AccountSlot, &Arc<Places>)> {
+        self.pool.accounts.iter().zip(&self.places)
+    }
+
+    pub(super) fn endpoints(
+        &self,
+    ) -> impl Iterator<Item = (&EndpointSlot, Option<&SharedBreaker>)> {
+        let endpoints = self.pool.endpoints.iter().enumerate();
+        endpoints.map(|(index, slot)| (slot, self.breakers.get(index).map(|it| &**it)))
+    }
+
+    fn endpoint_standing(
+        &self,
+        slot: &EndpointSlot,
+        breaker: Option<&SharedBreaker>,
+        now: Instant,
+    ) -> Standing {
+        let own = slot.state.condition.standing(now, self.pool.watch().terms);
+        let rules = self.pool.settings.breaker.as_ref();
+        match breaker.zip(rules) {
+            Some((breaker, rules)) => own.and(breaker.standing(now, rules)),
+            None => own,
+        }
+    }
+
+    /// The places of accounts that may be asked, and do not rest for this model.
     fn awake(&self, now: Instant) -> impl Iterator<Item = &Arc<Places>> {
-        let accounts = self.pool.accounts.iter().zip(&self.places);
-        let awake = accounts.filter(move |(account, place)| {
-            !account.rest.is_resting(now) && !place.rest.is_resting(now)
+        let awake = self.accounts().filter(move |(slot, place)| {
+            let standing = slot.state.condition.standing(now, self.pool.terms);
+            standing != Standing::Closed && !place.rest.is_resting(now)
         });
         awake.map(|(_, place)| place)
+    }
+
+    /// The breakers of its endpoints, by their URLs, for status.
+    pub fn breakers(&self) -> impl Iterator<Item = (&str, State, Instant)> {
+        let guarded = self
+            .endpoints()
+            .filter_map(|(slot, it)| Some((slot, it?.shown())));
+        guarded.map(|(slot, (state, since))| (slot.settings.url.as_str(), state, since))
     }
 
     /// How many accounts it can choose from.
@@ -230,7 +335,8 @@ impl Lane {
     }
 
     /// Holds all places, also those that requests of earlier configurations hold, to this one's
-    /// ceilings, and lets learned ones rise.
+    /// ceilings, lets learned ones rise, and lets accounts, endpoints and breakers go on to where
+    /// time takes them.
     pub(super) fn govern(&self, now: Instant) {
         for (account, place) in self.pool.settings.accounts.iter().zip(&self.places) {
             place.configure(account.max_concurrent.get(&self.model).copied());
@@ -242,6 +348,10 @@ impl Lane {
         for slot in &self.pool.endpoints {
             slot.state.configure(slot.settings.max_concurrent);
         }
+        self.pool.look_after(now);
+        self.breakers
+            .iter()
+            .for_each(|breaker| breaker.advance(now));
     }
 
     /// How many requests can be served at one time; at least 1.
@@ -255,36 +365,64 @@ impl Lane {
         breadth.unwrap_or_else(under_way).max(1)
     }
 
-    fn account_views(&self, tried: &Tried, now: Instant) -> Vec<AccountView> {
-        let accounts = self.pool.accounts.iter().zip(&self.places).enumerate();
-        accounts
-            .map(|(index, (account, place))| AccountView {
+    fn with_accounts<R>(
+        &self,
+        wish: &Wish,
+        now: Instant,
+        look: impl FnOnce(&[AccountView]) -> R,
+    ) -> R {
+        let view = |(index, (slot, place)): (usize, (&AccountSlot, &Arc<Places>))| {
+            let standing = slot.state.condition.standing(now, self.pool.terms);
+            AccountView {
                 in_flight: place.get(),
                 ceiling: place.ceiling(),
-                resting: account.rest.is_resting(now),
+                resting: false,
                 limited: place.rest.is_resting(now),
-                tried: tried.accounts.contains(&index),
-            })
-            .collect()
+                tried: standing == Standing::Closed || !wish.allows(index),
+            }
+        };
+        with_views(self.accounts().enumerate().map(view), look)
     }
 
-    fn endpoint_views(&self, tried: &Tried, now: Instant) -> Vec<EndpointView> {
-        let watched = self.pool.is_watched();
-        let endpoints = self.pool.endpoints.iter().enumerate();
-        endpoints
-            .map(|(index, slot)| {
-                let in_flight = slot.state.in_flight();
-                EndpointView {
-                    in_flight,
-                    priority: slot.settings.priority,
-                    weight: slot.settings.weight,
-                    healthy: slot.state.is_healthy(now, watched),
-                    full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
-                    tried: tried.endpoints.contains(&index),
-                }
-            })
-            .collect()
+    fn with_endpoints<R>(
+        &self,
+        wish: &Wish,
+        now: Instant,
+        look: impl FnOnce(&[EndpointView]) -> R,
+    ) -> R {
+        let view = |(index, (slot, breaker)): (usize, (&EndpointSlot, Option<&SharedBreaker>))| {
+            let in_flight = slot.state.in_flight();
+            let standing = self.endpoint_standing(slot, breaker, now);
+            let closed = standing == Standing::Closed;
+            EndpointView {
+                in_flight,
+                priority: slot.settings.priority,
+                weight: slot.settings.weight,
+                healthy: !closed,
+                full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
+                tried: closed || wish.tried.endpoints.contains(&index),
+            }
+        };
+        with_views(self.endpoints().enumerate().map(view), look)
     }
+}
+
+/// Lines the views up, without memory of their own if they are few.
+fn with_views<T: Copy, R>(mut views: impl Iterator<Item = T>, look: impl FnOnce(&[T]) -> R) -> R {
+    let Some(first) = views.next() else {
+        return look(&[]);
+    };
+    let mut few = [first; FEW];
+    let mut filled = 1;
+    while let Some(view) = views.next() {
+        let Some(slot) = few.get_mut(filled) else {
+            let many = few.into_iter().chain([view]).chain(views);
+            return look(&many.collect::<Vec<_>>());
+        };
+        *slot = view;
+        filled += 1;
+    }
+    look(few.get(..filled).unwrap_or_default())
 }
 
 /// `None` if one of them is, or there is none.

@@ -27,6 +27,14 @@ pub struct Look {
     pub out: bool,
 }
 
+/// Could it be out of line, if its peers do better? Much cheaper to ask.
+pub fn is_suspect(rules: &Outlier, look: &Look) -> bool {
+    let much = look.tally.total() >= rules.min_requests;
+    look.streak >= rules.consecutive_failures
+        || (much && look.tally.is_above(rules.error_percent))
+        || look.pace.is_some_and(|pace| pace > NEVER_SLOW)
+}
+
 /// Why `own` of the group is out of line, if it is.
 pub fn out_of_line(rules: &Outlier, own: usize, group: &[Look]) -> Option<Reason> {
     let look = group.get(own).filter(|look| !look.out)?;

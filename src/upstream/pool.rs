@@ -10,20 +10,25 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
-use super::account::{Places, Rest};
-use super::endpoint::EndpointState;
+use super::account::{AccountState, Places};
+use super::balance::Standing;
+use super::breaker::SharedBreaker;
+pub use super::chosen::{Chosen, Outcome};
+use super::endpoint::{EndpointState, Watch};
+use super::gate::Terms;
 use super::health::Thresholds;
-pub use super::lane::{Chosen, Lane, NoChoice, Tried};
+pub use super::lane::{Lane, NoChoice, Tried, Wish};
 use super::peer::{PeerError, PeerTemplate};
 use super::queue::{Line, Lines};
 use super::signing::{self, Signer};
+use super::transitions::{Kind, Teller, Transitions};
 use crate::config::secret::Secret;
 use crate::config::settings::{
     Account, AccountId, Endpoint, Queue, Upstream, UpstreamAuth, UpstreamId,
@@ -35,6 +40,9 @@ const UNWATCHED_THRESHOLDS: Thresholds = Thresholds {
     unhealthy_after: 3,
 };
 
+/// Without checks and without rules for outliers, an endpoint is tried again after this.
+const UNWATCHED_PAUSE: Duration = Duration::from_secs(10);
+
 type AccountKey = (UpstreamId, AccountId);
 
 /// The state of all accounts and endpoints ever configured, by id.
@@ -42,8 +50,11 @@ type AccountKey = (UpstreamId, AccountId);
 pub struct Registry {
     places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
     lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
-    rests: Mutex<HashMap<AccountKey, Arc<Rest>>>,
+    accounts: Mutex<HashMap<AccountKey, Arc<AccountState>>>,
     endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
+    /// By the endpoint's URL and the model.
+    breakers: Mutex<HashMap<(UpstreamId, String, String), Arc<SharedBreaker>>>,
+    transitions: Mutex<HashMap<UpstreamId, Arc<Transitions>>>,
     /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
     idle_connections: usize,
     /// What connects to enveloped endpoints; all others are reached by Pingora's proxy.
@@ -93,12 +104,42 @@ impl Registry {
         lines.of(model)
     }
 
-    fn rest(&self, account: &AccountKey, now: Instant) -> Arc<Rest> {
-        self.rests
+    /// The state of an account, if there was ever such a one.
+    pub fn account(&self, upstream: &str, account: &str) -> Option<Arc<AccountState>> {
+        let key = (UpstreamId::new(upstream), AccountId::new(account));
+        self.accounts.lock().get(&key).cloned()
+    }
+
+    /// The state of an endpoint, if there was ever such a one.
+    pub fn endpoint_of(&self, upstream: &str, url: &str) -> Option<Arc<EndpointState>> {
+        let key = (UpstreamId::new(upstream), url.to_owned());
+        self.endpoints.lock().get(&key).cloned()
+    }
+
+    fn transitions(&self, upstream: &UpstreamId) -> Arc<Transitions> {
+        self.transitions
             .lock()
-            .entry(account.clone())
-            .or_insert_with(|| Arc::new(Rest::new(now)))
+            .entry(upstream.clone())
+            .or_insert_with(|| Arc::new(Transitions::new(upstream.clone())))
             .clone()
+    }
+
+    fn teller(&self, kind: Kind, upstream: &UpstreamId, name: &str) -> Teller {
+        Teller {
+            kind,
+            name: name.into(),
+            transitions: self.transitions(upstream),
+        }
+    }
+
+    fn account_state(&self, account: &AccountKey, now: Instant) -> Arc<AccountState> {
+        let (upstream, id) = account;
+        let make = || {
+            let teller = self.teller(Kind::Account, upstream, id.as_str());
+            Arc::new(AccountState::new(teller, now))
+        };
+        let mut accounts = self.accounts.lock();
+        accounts.entry(account.clone()).or_insert_with(make).clone()
     }
 
     fn endpoint(
@@ -109,7 +150,8 @@ impl Registry {
     ) -> Arc<EndpointState> {
         let key = (upstream.clone(), endpoint.url.clone());
         let make = || {
-            let state = EndpointState::new(now);
+            let teller = self.teller(Kind::Endpoint, upstream, &endpoint.url);
+            let state = EndpointState::new(teller, now);
             state.configure(endpoint.max_concurrent);
             Arc::new(state)
         };
@@ -119,6 +161,23 @@ impl Registry {
             .or_insert_with(make)
             .clone()
     }
+
+    fn breaker(
+        &self,
+        upstream: &UpstreamId,
+        url: &str,
+        model: &str,
+        now: Instant,
+    ) -> Arc<SharedBreaker> {
+        let key = (upstream.clone(), url.to_owned(), model.to_owned());
+        let make = || {
+            let name = format!("{url} {model}");
+            let teller = self.teller(Kind::Breaker, upstream, name.trim_end());
+            Arc::new(SharedBreaker::new(teller, now))
+        };
+        let mut breakers = self.breakers.lock();
+        breakers.entry(key).or_insert_with(make).clone()
+    }
 }
 
 /// An upstream ready for use.
@@ -126,6 +185,11 @@ pub struct Pool {
     pub settings: Arc<Upstream>,
     pub accounts: Vec<AccountSlot>,
     pub endpoints: Vec<EndpointSlot>,
+    /// What has changed, for metrics.
+    pub transitions: Arc<Transitions>,
+    /// How an account that has left comes back.
+    pub(super) terms: Terms,
+    watch: Watch,
     pub(super) turn: AtomicUsize,
     /// Rests of its places are measured from here.
     since: Instant,
@@ -133,7 +197,7 @@ pub struct Pool {
 
 pub struct AccountSlot {
     pub id: AccountId,
-    pub rest: Arc<Rest>,
+    pub state: Arc<AccountState>,
     credential: Credential,
 }
 
@@ -207,7 +271,7 @@ impl Pool {
             };
             accounts.push(AccountSlot {
                 id: account.id.clone(),
-                rest: registry.rest(&key, now),
+                state: registry.account_state(&key, now),
                 credential,
             });
         }
@@ -237,6 +301,9 @@ impl Pool {
             });
         }
         Ok(Arc::new(Self {
+            transitions: registry.transitions(&settings.id),
+            terms: Terms::of(settings.outlier.as_ref()),
+            watch: watch(&settings),
             settings,
             accounts,
             endpoints,
@@ -252,10 +319,16 @@ impl Pool {
             let ceiling = account.max_concurrent.get(model).copied();
             registry.places(&key, model, ceiling, self.since)
         });
+        let guarded = self.settings.breaker.is_some();
+        let breakers = self.endpoints.iter().filter(|_| guarded).map(|slot| {
+            let url = &slot.settings.url;
+            registry.breaker(&self.settings.id, url, model, self.since)
+        });
         Lane {
             pool: self.clone(),
             model: model.to_owned(),
             places: places.collect(),
+            breakers: breakers.collect(),
             line: registry.line(&self.settings.id, model),
             max_length: queue.max_length,
         }
@@ -268,27 +341,43 @@ impl Pool {
         lane
     }
 
-    pub fn thresholds(&self) -> Thresholds {
-        self.settings
-            .health
-            .as_ref()
-            .map_or(UNWATCHED_THRESHOLDS, |health| Thresholds {
-                healthy_after: health.healthy_after,
-                unhealthy_after: health.unhealthy_after,
-            })
+    /// How its endpoints are watched over.
+    pub fn watch(&self) -> Watch {
+        self.watch
     }
 
     pub fn is_watched(&self) -> bool {
-        self.settings.health.is_some()
+        self.watch.checked
     }
 
-    /// Is there an endpoint that is in?
-    pub(super) fn is_reachable(&self, now: Instant) -> bool {
-        let watched = self.is_watched();
-        let endpoint = |slot: &EndpointSlot| {
-            slot.state.address_count() > 0 && slot.state.is_healthy(now, watched)
-        };
-        self.endpoints.iter().any(endpoint)
+    /// May the endpoint be sent anything?
+    pub fn is_used(&self, slot: &EndpointSlot, now: Instant) -> bool {
+        slot.state.condition.standing(now, self.watch.terms) != Standing::Closed
+    }
+
+    /// May the account be asked, as a whole?
+    pub fn may_be_asked(&self, slot: &AccountSlot, now: Instant) -> bool {
+        slot.state.condition.standing(now, self.terms) != Standing::Closed
+    }
+}
+
+fn watch(settings: &Upstream) -> Watch {
+    let thresholds = settings.health.as_ref().map(|health| Thresholds {
+        healthy_after: health.healthy_after,
+        unhealthy_after: health.unhealthy_after,
+    });
+    let terms = Terms::of(settings.outlier.as_ref());
+    Watch {
+        thresholds: thresholds.unwrap_or(UNWATCHED_THRESHOLDS),
+        checked: settings.health.is_some(),
+        terms: match settings.outlier {
+            Some(_) => terms,
+            None => Terms {
+                first: UNWATCHED_PAUSE,
+                longest: UNWATCHED_PAUSE,
+                ..terms
+            },
+        },
     }
 }
 

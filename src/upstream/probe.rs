@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use futures_util::future::join_all;
 use http::Method;
-use log::{error, info, warn};
+use log::error;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -16,7 +16,8 @@ use pingora::upstreams::peer::Peer;
 use pingora::{Error, ErrorType, Result};
 use prometheus::IntCounterVec;
 
-use super::health::{Thresholds, Transition};
+use super::endpoint::Heard;
+use super::gate::Reason;
 use super::peer::Distrust;
 use super::pool::{EndpointSlot, Pool};
 use super::signing;
@@ -43,24 +44,14 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
     join_all(checks).await;
 }
 
-/// Records a result, of a check or of live traffic, and tells the log when it changes something.
+/// Records a result, of a check or of live traffic.
 pub fn record(pool: &Pool, slot: &EndpointSlot, good: bool, heard: &str) {
-    let change = slot.state.record(Instant::now(), good, pool.thresholds());
-    tell(pool, slot, change, heard);
-}
-
-fn tell(pool: &Pool, slot: &EndpointSlot, change: Option<Transition>, heard: &str) {
-    let url = &slot.settings.url;
-    let upstream = &pool.settings.id;
-    match change {
-        Some(Transition::BecameHealthy) => {
-            info!("Endpoint is back. upstream={upstream} endpoint={url} heard=\"{heard}\"")
-        }
-        Some(Transition::BecameUnhealthy) => {
-            warn!("Endpoint is out. upstream={upstream} endpoint={url} heard=\"{heard}\"")
-        }
-        None => {}
-    }
+    let heard = Heard {
+        good,
+        reason: Reason::Checks,
+        text: heard,
+    };
+    slot.state.record(heard, pool.watch(), Instant::now());
 }
 
 /// An upstream has shown a public key that is none of the pinned: counts it, says so, and takes
@@ -71,16 +62,14 @@ pub fn pin_mismatch(pool: &Pool, slot: &EndpointSlot, mismatches: &IntCounterVec
     error!(
         "Not talking to an upstream whose public key is none of the pinned. upstream={upstream} endpoint={endpoint}"
     );
-    let at_once = Thresholds {
-        unhealthy_after: 1,
-        ..pool.thresholds()
+    let mut watch = pool.watch();
+    watch.thresholds.unhealthy_after = 1;
+    let heard = Heard {
+        good: false,
+        reason: Reason::Pin,
+        text: "pin mismatch",
     };
-    tell(
-        pool,
-        slot,
-        slot.state.record(Instant::now(), false, at_once),
-        "pin mismatch",
-    );
+    slot.state.record(heard, watch, Instant::now());
 }
 
 fn is_alive(status: u16) -> bool {

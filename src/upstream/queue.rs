@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use super::chosen::Chosen;
 use super::fair_queue::{FairQueue, Look, Ticket};
-use super::lane::{Chosen, Lane, NoChoice, Tried};
+use super::lane::{Lane, NoChoice, Tried, Wish};
 use crate::config::settings::{Priority, TenantId};
 pub use outcome::{NotServed, Observed};
 
@@ -91,6 +92,7 @@ struct Counts {
     too_long: AtomicU64,
     late: AtomicU64,
     exhausted: AtomicU64,
+    closed: AtomicU64,
 }
 
 type Grant = Result<Chosen, NotServed>;
@@ -101,12 +103,13 @@ struct Need {
     /// Where the lane stands in memory, and stays as long as somebody waits with it.
     lane: usize,
     tried: Tried,
+    pinned: Option<usize>,
 }
 
 struct Entry {
     /// Of the waiter's own configuration.
     lane: Arc<Lane>,
-    tried: Tried,
+    wish: Wish,
     grant: oneshot::Sender<Grant>,
 }
 
@@ -144,9 +147,12 @@ impl Line {
         while self.is_waited_in() {
             let mut grant = None;
             let entry = places.pop_first(|entry| {
-                grant = match entry.lane.take(&entry.tried, now) {
+                grant = match entry.lane.take(&entry.wish, now) {
                     Ok(chosen) => Some(Ok(chosen)),
                     Err(NoChoice::Exhausted) => Some(Err(NotServed::Exhausted)),
+                    Err(NoChoice::Closed { retry_in }) => {
+                        Some(Err(NotServed::Closed { wait: retry_in }))
+                    }
                     Err(NoChoice::Full) => return Look::Next,
                 };
                 Look::Take
@@ -252,6 +258,7 @@ impl Line {
             NotServed::TooLong { .. } => &self.counts.too_long,
             NotServed::Late { .. } => &self.counts.late,
             NotServed::Exhausted => &self.counts.exhausted,
+            NotServed::Closed { .. } => &self.counts.closed,
         };
         count.fetch_add(1, Ordering::Relaxed);
     }
@@ -346,14 +353,14 @@ impl Drop for Waiting {
 }
 
 impl Lane {
-    /// Waits for a place in fair order, until `deadline`. What `tried` names is not given.
+    /// Waits for a place in fair order, until `deadline`. Only what the wish allows is given.
     ///
     /// # Errors
     /// If too many wait already, or it would take longer than until `deadline`.
     pub fn wait(
         self: &Arc<Self>,
         who: Waiter,
-        tried: &Tried,
+        wish: &Wish,
         deadline: Instant,
         now: Instant,
     ) -> Result<Waiting, NotServed> {
@@ -362,7 +369,7 @@ impl Lane {
         let ticket = {
             let mut places = line.places.lock();
             let ahead = places.ahead(&who.tenant, who.priority);
-            let rested = self.rested_in(tried, now);
+            let rested = self.rested_in(wish, now);
             let wait = line.wait(ahead, self.breadth(now)).max(rested);
             // Who is next waits for one place alone: a mean says little of when that comes.
             let certain = if ahead == 0 { rested } else { wait };
@@ -388,12 +395,13 @@ impl Lane {
             }
             let entry = Entry {
                 lane: self.clone(),
-                tried: tried.clone(),
+                wish: wish.clone(),
                 grant,
             };
             let need = Need {
                 lane: Arc::as_ptr(self).addr(),
-                tried: tried.clone(),
+                tried: wish.tried.clone(),
+                pinned: wish.pinned,
             };
             places.push(who.tenant.clone(), who.weight, who.priority, need, entry)
         };
@@ -448,10 +456,11 @@ impl Lane {
             too_long: read(&counts.too_long),
             late: read(&counts.late),
             exhausted: read(&counts.exhausted),
+            closed: read(&counts.closed),
             hold: Duration::from_micros(read(&self.line.hold)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -16,6 +16,9 @@ pub enum NotServed {
     Late { wait: Duration },
     /// No account or endpoint is left that it could be tried at.
     Exhausted,
+    /// All that are left are out, or behind an open breaker; `wait` is how long until the first may
+    /// be asked.
+    Closed { wait: Duration },
 }
 
 impl NotServed {
@@ -27,6 +30,7 @@ impl NotServed {
             Self::TooLong { .. } => "too_long",
             Self::Late { .. } => "late",
             Self::Exhausted => "exhausted",
+            Self::Closed { .. } => "closed",
         }
     }
 
@@ -36,7 +40,8 @@ impl NotServed {
             Self::QueueFull { wait }
             | Self::Shed { wait }
             | Self::TooLong { wait }
-            | Self::Late { wait } => Some(wait),
+            | Self::Late { wait }
+            | Self::Closed { wait } => Some(wait),
             Self::Exhausted => None,
         }
     }
@@ -54,6 +59,7 @@ pub struct Observed {
     pub too_long: u64,
     pub late: u64,
     pub exhausted: u64,
+    pub closed: u64,
     /// How long a place is held, on the average.
     pub hold: Duration,
 }

@@ -14,7 +14,7 @@ const MODEL: &str = "m";
 const SOON: Duration = Duration::from_secs(20);
 
 /// An upstream with accounts of these ceilings and endpoints of these limits.
-fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
+pub fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
     let second = Duration::from_secs(1);
     let endpoint = |(index, limit): (usize, &Option<u32>)| Endpoint {
         url: format!("http://127.0.0.1:{}", index + 1),
@@ -74,7 +74,7 @@ fn upstream(ceilings: &[u32], limits: &[Option<u32>]) -> Upstream {
     }
 }
 
-fn lanes(registry: &Registry, upstream: Upstream, max_length: usize) -> [Arc<Lane>; 2] {
+pub fn lanes(registry: &Registry, upstream: Upstream, max_length: usize) -> [Arc<Lane>; 2] {
     let queue = Queue {
         max_length,
         max_wait: SOON,
@@ -101,8 +101,8 @@ fn who(tenant: &str) -> Waiter {
     }
 }
 
-fn choose(lane: &Lane) -> Result<Chosen, NoChoice> {
-    lane.choose(&Tried::default(), Instant::now())
+fn choose(lane: &Arc<Lane>) -> Result<Chosen, NoChoice> {
+    lane.choose(&Wish::default(), Instant::now())
 }
 
 fn wait(lane: &Arc<Lane>, tenant: &str) -> Waiting {
@@ -111,7 +111,7 @@ fn wait(lane: &Arc<Lane>, tenant: &str) -> Waiting {
 
 fn try_wait(lane: &Arc<Lane>, tenant: &str, time: Duration) -> Result<Waiting, NotServed> {
     let now = Instant::now();
-    lane.wait(who(tenant), &Tried::default(), now + time, now)
+    lane.wait(who(tenant), &Wish::default(), now + time, now)
 }
 
 fn in_flight(lane: &Lane) -> u32 {
@@ -318,7 +318,9 @@ async fn a_waiter_is_not_given_what_it_has_tried_and_others_need_not_wait_for_it
     let mut tried = Tried::default();
     tried.accounts.push(first.account);
     let now = Instant::now();
-    let picky = lane.wait(who("a"), &tried, now + SOON, now).unwrap();
+    let picky = lane
+        .wait(who("a"), &Wish::beside(tried.clone()), now + SOON, now)
+        .unwrap();
     let plain = wait(&lane, "b");
     let (of_first, of_second) = (first.account, second.account);
     drop(first);
@@ -328,9 +330,22 @@ async fn a_waiter_is_not_given_what_it_has_tried_and_others_need_not_wait_for_it
     assert_eq!(picky.await.unwrap().account, of_second);
     // Nothing left to try is said at once.
     tried.accounts.push(of_second);
-    let nothing = lane.wait(who("a"), &tried, now + SOON, now).unwrap();
+    let nothing = lane
+        .wait(who("a"), &Wish::beside(tried.clone()), now + SOON, now)
+        .unwrap();
     assert_eq!(nothing.await.unwrap_err(), NotServed::Exhausted);
     drop(held);
+}
+
+#[tokio::test]
+async fn who_waits_when_all_that_are_left_go_out_is_told_so_at_once() {
+    let lane = lane(&[1], 10);
+    let _held = choose(&lane).unwrap();
+    let waiting = wait(&lane, "a");
+    lane.pool.accounts[0].state.set_unpaid(Instant::now());
+    lane.pump(Instant::now());
+    let closed = waiting.await.unwrap_err();
+    assert!(matches!(closed, NotServed::Closed { wait } if wait > SOON));
 }
 
 #[tokio::test]
@@ -341,7 +356,10 @@ async fn many_who_wait_for_another_account_do_not_hide_one_who_can_take_this() {
     tried.accounts.push(first.account);
     let now = Instant::now();
     let picky: Vec<_> = (0..200)
-        .map(|_| lane.wait(who("a"), &tried, now + SOON, now).unwrap())
+        .map(|_| {
+            lane.wait(who("a"), &Wish::beside(tried.clone()), now + SOON, now)
+                .unwrap()
+        })
         .collect();
     let newcomer = wait(&lane, "a");
     let free = first.account;
@@ -412,7 +430,7 @@ fn a_429_rests_an_account_for_the_model_that_was_asked_for_alone() {
     let [newer, _] = lanes(&registry, upstream(&[5], &[None]), 10);
     assert!(newer.rests(now).all(|resting| resting));
     assert!(newer.is_ready(now + minute));
-    first.pool.accounts[0].rest.rest(now, minute);
+    newer.pool.accounts[0].state.set_unpaid(now);
     assert!(!second.is_ready(now));
 }
 

@@ -1,0 +1,139 @@
+//! How accounts, endpoints and breakers stand: since when, why, until when. As JSON for operators
+//! and as gauges for the scraper; reads, decides nothing.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::snapshot::Snapshot;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::condition::{ACCOUNT_STATES, ENDPOINT_STATES, Shown};
+use crate::upstream::pool::{AccountSlot, EndpointSlot, Lane, Pool};
+
+const GOOD: &str = "good";
+const COOLING: &str = "cooling";
+const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
+
+/// The accounts of an upstream.
+pub fn accounts(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
+    let account = |(index, slot): (usize, &AccountSlot)| {
+        let shown = of_account(snapshot, pool, index, slot, now);
+        let mut entry = standing(shown, now);
+        entry["id"] = slot.id.as_str().into();
+        entry["resting"] = (!pool.may_be_asked(slot, now)).into();
+        entry
+    };
+    pool.accounts.iter().enumerate().map(account).collect()
+}
+
+/// The endpoints of an upstream.
+pub fn endpoints(pool: &Pool, now: Instant) -> Vec<Value> {
+    let endpoint = |slot: &EndpointSlot| {
+        let mut entry = standing(slot.state.condition.shown(), now);
+        entry["url"] = slot.settings.url.as_str().into();
+        entry["priority"] = slot.settings.priority.into();
+        entry["healthy"] = pool.is_used(slot, now).into();
+        entry["addresses"] = slot.state.address_count().into();
+        entry["in_flight"] = slot.state.in_flight().into();
+        entry
+    };
+    pool.endpoints.iter().map(endpoint).collect()
+}
+
+/// The breakers of an upstream, by endpoint and model.
+pub fn breakers(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
+    let of_lane = |lane: &'_ Lane| -> Vec<_> {
+        let model = lane.model.as_str();
+        let breaker = |(endpoint, state, since): (&str, _, Instant)| {
+            let state: crate::upstream::breaker::State = state;
+            json!({"endpoint": endpoint, "model": model, "state": state.as_str(), "since": moment(since, now)})
+        };
+        lane.breakers().map(breaker).collect()
+    };
+    lanes(snapshot, pool).flat_map(of_lane).collect()
+}
+
+/// Sets the gauges of states and copies the counts of what has changed.
+pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
+    metrics.account_state.reset();
+    metrics.endpoint_state.reset();
+    metrics.breaker_state.reset();
+    metrics.upstream_transitions.reset();
+    for pool in &snapshot.pools {
+        let upstream = pool.settings.id.as_str();
+        for (index, slot) in pool.accounts.iter().enumerate() {
+            let is = of_account(snapshot, pool, index, slot, now).state;
+            for state in ACCOUNT_STATES {
+                let labels = [upstream, slot.id.as_str(), state];
+                let gauge = metrics.account_state.with_label_values(&labels);
+                gauge.set(i64::from(state == is));
+            }
+        }
+        for slot in &pool.endpoints {
+            let is = slot.state.condition.shown().state;
+            for state in ENDPOINT_STATES {
+                let labels = [upstream, slot.settings.url.as_str(), state];
+                let gauge = metrics.endpoint_state.with_label_values(&labels);
+                gauge.set(i64::from(state == is));
+            }
+        }
+        for (transition, count) in pool.transitions.counts() {
+            let kind = transition.kind.as_str();
+            let (to, reason) = (transition.to, transition.reason.as_str());
+            let labels = [upstream, kind, &transition.name, to, reason];
+            let counter = metrics.upstream_transitions.with_label_values(&labels);
+            counter.inc_by(count);
+        }
+    }
+    for lane in snapshot.lanes() {
+        for (endpoint, is, _) in lane.breakers() {
+            for state in BREAKER_STATES {
+                let upstream = lane.pool.settings.id.as_str();
+                let labels = [upstream, endpoint, lane.model.as_str(), state];
+                let gauge = metrics.breaker_state.with_label_values(&labels);
+                gauge.set(i64::from(state == is.as_str()));
+            }
+        }
+    }
+}
+
+fn lanes<'a>(snapshot: &'a Snapshot, pool: &'a Pool) -> impl Iterator<Item = &'a Lane> {
+    let lanes = snapshot.lanes().map(|lane| &**lane);
+    lanes.filter(|lane| lane.pool.settings.id == pool.settings.id)
+}
+
+/// An account that is good is cooling while a model of it rests after a 429.
+fn of_account(
+    snapshot: &Snapshot,
+    pool: &Pool,
+    index: usize,
+    slot: &AccountSlot,
+    now: Instant,
+) -> Shown {
+    let mut shown = slot.state.condition.shown();
+    let rests = |lane: &Lane| lane.rests(now).nth(index).unwrap_or(false);
+    if shown.state == GOOD && lanes(snapshot, pool).any(rests) {
+        shown.state = COOLING;
+    }
+    shown
+}
+
+fn standing(shown: Shown, now: Instant) -> Value {
+    json!({
+        "state": shown.state,
+        "since": moment(shown.since, now),
+        "reason": shown.reason.map(|reason| reason.as_str()),
+        "until": shown.until.and_then(|until| moment(until, now)),
+    })
+}
+
+/// As a date; `None` for one that cannot be written.
+fn moment(at: Instant, now: Instant) -> Option<String> {
+    let today = Timestamp::now();
+    let at = match at.checked_duration_since(now) {
+        Some(ahead) => today.checked_add(ahead),
+        None => today.checked_sub(now.saturating_duration_since(at)),
+    };
+    at.ok().map(|at| at.to_string())
+}

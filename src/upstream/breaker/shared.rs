@@ -1,0 +1,116 @@
+//! A breaker as all requests share it: kept over reloads, tells each change.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use log::Level;
+use parking_lot::Mutex;
+
+use super::{Breaker, Change, State};
+use crate::config::settings::Breaker as Rules;
+use crate::upstream::balance::Standing;
+use crate::upstream::gate::{FULL_SHARE, Pass};
+use crate::upstream::transitions::{Teller, Told};
+
+/// One endpoint's, for one model.
+#[derive(Debug)]
+pub struct SharedBreaker {
+    closed: AtomicBool,
+    inner: Mutex<Breaker>,
+    teller: Teller,
+}
+
+impl SharedBreaker {
+    pub fn new(teller: Teller, now: Instant) -> Self {
+        Self {
+            closed: AtomicBool::new(true),
+            inner: Mutex::new(Breaker::new(now)),
+            teller,
+        }
+    }
+
+    /// What may be sent through now.
+    pub fn standing(&self, now: Instant, rules: &Rules) -> Standing {
+        if self.closed.load(Ordering::Acquire) {
+            return Standing::Open {
+                permille: FULL_SHARE,
+            };
+        }
+        self.inner.lock().standing(now, rules)
+    }
+
+    /// How long until something may be sent through.
+    pub fn opens_in(&self, now: Instant, rules: &Rules) -> Duration {
+        self.inner.lock().opens_in(now, rules)
+    }
+
+    /// Lets a request through; `None` if it may not.
+    pub fn admit(&self, now: Instant, rules: &Rules) -> Option<Pass> {
+        let mut inner = self.inner.lock();
+        let change = inner.advance(now);
+        let pass = inner.admit(rules);
+        self.changed(&inner, change);
+        pass
+    }
+
+    /// Did the attempt begin before it last opened?
+    pub fn is_late(&self, pass: Pass) -> bool {
+        !self.inner.lock().is_current(pass)
+    }
+
+    /// The request ended without showing anything.
+    pub fn give_back(&self, pass: Pass) {
+        if pass.is_probe() {
+            self.inner.lock().give_back(pass);
+        }
+    }
+
+    /// A request has ended well, or not. True if the breaker opened.
+    pub fn record(&self, pass: Pass, good: bool, now: Instant, rules: &Rules) -> bool {
+        let seed = self.teller.transitions.roll();
+        let mut inner = self.inner.lock();
+        let change = inner.record(pass, good, now, rules, seed);
+        self.changed(&inner, change);
+        change.is_some_and(|change| matches!(change.to, State::Open { .. }))
+    }
+
+    /// The failures were somebody else's.
+    pub fn forgive(&self) {
+        self.inner.lock().forgive();
+    }
+
+    /// Goes on to where time alone takes it.
+    pub fn advance(&self, now: Instant) {
+        if !self.closed.load(Ordering::Acquire) {
+            let mut inner = self.inner.lock();
+            let change = inner.advance(now);
+            self.changed(&inner, change);
+        }
+    }
+
+    /// Its state, and since when.
+    pub fn shown(&self) -> (State, Instant) {
+        let inner = self.inner.lock();
+        (inner.state(), inner.since())
+    }
+
+    fn changed(&self, inner: &Breaker, change: Option<Change>) {
+        let Some(change) = change else {
+            return;
+        };
+        let closed = inner.state() == State::Closed;
+        self.closed.store(closed, Ordering::Release);
+        let (level, now) = match change.to {
+            State::Open { .. } => (Level::Warn, "is open"),
+            State::HalfOpen { .. } => (Level::Info, "lets a few through"),
+            State::Closed => (Level::Info, "is closed"),
+        };
+        self.teller.tell(Told {
+            level,
+            now,
+            to: change.to.as_str(),
+            reason: change.reason,
+            detail: "",
+        });
+    }
+}

@@ -1,0 +1,358 @@
+//! An account and an endpoint that an attempt holds, and what its outcome says of them. Which
+//! failure is whose is decided here; what follows from it, elsewhere.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::account::{AccountLease, rest_after_429};
+use super::breaker::SharedBreaker;
+use super::condition::{After, Condition, Verdict};
+use super::endpoint::{EndpointLease, Heard};
+use super::gate::{Pass, Reason};
+use super::lane::Lane;
+use super::pool::EndpointSlot;
+use super::queue::Release;
+use crate::config::settings::{Breaker, FailureClass};
+
+/// How an attempt goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Something of the answer itself has come. More outcomes may follow.
+    FirstContent,
+    /// The answer is whole.
+    Complete,
+    /// Also after content: a cut stream is a failure.
+    Failed {
+        class: FailureClass,
+        /// If there was one.
+        status: Option<u16>,
+        /// As the provider asks.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// What the end of an attempt says of everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Says {
+    account: Verdict,
+    endpoint: Verdict,
+    /// `None` for nothing.
+    breaker: Option<bool>,
+}
+
+impl Says {
+    const WELL: Self = Self {
+        account: Verdict::Good,
+        endpoint: Verdict::Good,
+        breaker: Some(true),
+    };
+    const NOTHING: Self = Self {
+        account: Verdict::Nothing,
+        endpoint: Verdict::Nothing,
+        breaker: None,
+    };
+
+    fn of(class: FailureClass, status: Option<u16>) -> Self {
+        match class {
+            // No account was shown to anybody.
+            FailureClass::Connect | FailureClass::Tls => Self {
+                account: Verdict::Doubtful,
+                endpoint: Verdict::Bad,
+                breaker: None,
+            },
+            FailureClass::Garbage | FailureClass::Reset => Self {
+                account: Verdict::Bad,
+                endpoint: Verdict::Bad,
+                breaker: None,
+            },
+            FailureClass::RateLimited => Self {
+                endpoint: Verdict::Good,
+                ..Self::NOTHING
+            },
+            FailureClass::AccountRefused => Self {
+                account: Verdict::Leave(match status {
+                    Some(402) => Reason::Unpaid,
+                    _ => Reason::Refused,
+                }),
+                endpoint: Verdict::Good,
+                breaker: None,
+            },
+            FailureClass::ServerError
+            | FailureClass::BadGateway
+            | FailureClass::Unavailable
+            | FailureClass::GatewayTimeout
+            | FailureClass::ErrorInAnswer
+            | FailureClass::NoResources
+            | FailureClass::Cut
+            | FailureClass::Deadline => Self {
+                account: Verdict::Bad,
+                endpoint: Verdict::Bad,
+                breaker: Some(false),
+            },
+        }
+    }
+
+    fn is_failure(self) -> bool {
+        matches!(self.endpoint, Verdict::Bad)
+    }
+}
+
+/// A chosen account and endpoint, both held until this is dropped; whoever waits gets them next.
+#[must_use]
+#[derive(Debug)]
+pub struct Chosen {
+    pub account: usize,
+    pub endpoint: usize,
+    passes: Passes,
+    _account_lease: AccountLease,
+    _endpoint_lease: EndpointLease,
+    /// Dropped last: it looks for somebody to take the places.
+    _release: Release,
+}
+
+impl Chosen {
+    pub(super) fn new(
+        passes: Passes,
+        account_lease: AccountLease,
+        endpoint_lease: EndpointLease,
+        release: Release,
+    ) -> Self {
+        Self {
+            account: passes.account,
+            endpoint: passes.endpoint,
+            passes,
+            _account_lease: account_lease,
+            _endpoint_lease: endpoint_lease,
+            _release: release,
+        }
+    }
+
+    /// Is it to find out whether somebody is well again?
+    pub fn is_probe(&self) -> bool {
+        self.passes.all().any(Pass::is_probe)
+    }
+
+    /// Tells how the attempt goes. What comes after a whole answer or a failure is not heard;
+    /// without either, when this is dropped, the attempt has shown nothing.
+    pub fn report(&mut self, outcome: Outcome, now: Instant) {
+        match outcome {
+            Outcome::FirstContent => self.passes.first_content(now),
+            Outcome::Complete => self.passes.ended(Says::WELL, None, now),
+            Outcome::Failed {
+                class,
+                status,
+                retry_after,
+            } => {
+                if class == FailureClass::RateLimited {
+                    self.passes.rate_limited(retry_after, now);
+                }
+                let says = Says::of(class, status);
+                self.passes.ended(says, Some(class), now);
+            }
+        }
+    }
+}
+
+/// What the attempt was let through by; given back when dropped, if nothing was told.
+#[derive(Debug)]
+pub(super) struct Passes {
+    lane: Arc<Lane>,
+    account: usize,
+    endpoint: usize,
+    began: Instant,
+    /// First content is watched for, and has not come.
+    awaited: bool,
+    of_account: Option<Pass>,
+    of_endpoint: Option<Pass>,
+    of_breaker: Option<Pass>,
+}
+
+impl Passes {
+    /// Asks everybody to let an attempt through; `None` if somebody no longer does.
+    pub(super) fn take(
+        lane: &Arc<Lane>,
+        account: usize,
+        endpoint: usize,
+        streamed: bool,
+        now: Instant,
+    ) -> Option<Self> {
+        let mut passes = Self {
+            lane: lane.clone(),
+            account,
+            endpoint,
+            began: now,
+            awaited: streamed,
+            of_account: None,
+            of_endpoint: None,
+            of_breaker: None,
+        };
+        let pool = &lane.pool;
+        let slot = passes.slot()?;
+        passes.of_endpoint = Some(
+            slot.state
+                .condition
+                .admit(streamed, now, pool.watch().terms)?,
+        );
+        if let Some((breaker, rules)) = passes.breaker() {
+            passes.of_breaker = Some(breaker.admit(now, rules)?);
+        }
+        let account = pool.accounts.get(account)?;
+        let admitted = account.state.condition.admit(streamed, now, pool.terms)?;
+        passes.of_account = Some(admitted);
+        Some(passes)
+    }
+
+    fn all(&self) -> impl Iterator<Item = Pass> {
+        let all = [self.of_account, self.of_endpoint, self.of_breaker];
+        all.into_iter().flatten()
+    }
+
+    fn account(&self) -> Option<&Condition> {
+        let slot = self.lane.pool.accounts.get(self.account)?;
+        Some(&slot.state.condition)
+    }
+
+    fn slot(&self) -> Option<&EndpointSlot> {
+        self.lane.pool.endpoints.get(self.endpoint)
+    }
+
+    fn breaker(&self) -> Option<(&SharedBreaker, &Breaker)> {
+        let breaker = self.lane.breakers.get(self.endpoint)?;
+        Some((breaker, self.lane.pool.settings.breaker.as_ref()?))
+    }
+
+    fn first_content(&mut self, now: Instant) {
+        let pool = &self.lane.pool;
+        let took = now.saturating_duration_since(self.began);
+        self.lane.first_content(self.account, took, self.began, now);
+        let took = self.awaited.then_some(took);
+        if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
+            account.first_content(pass, took, now, pool.terms);
+        }
+        if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
+            let condition = &slot.state.condition;
+            condition.first_content(pass, took, now, pool.watch().terms);
+        }
+        if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
+            && pass.is_probe()
+        {
+            breaker.record(pass, true, now, rules);
+        }
+        self.awaited = false;
+        for pass in [
+            &mut self.of_account,
+            &mut self.of_endpoint,
+            &mut self.of_breaker,
+        ] {
+            *pass = pass.map(Pass::settled);
+        }
+    }
+
+    fn rate_limited(&self, retry_after: Option<Duration>, now: Instant) {
+        if self.of_account.is_some() {
+            self.lane.rate_limited(self.account, self.began, now);
+            self.lane
+                .rest(self.account, now, rest_after_429(retry_after));
+        }
+    }
+
+    /// The end, and what it says.
+    fn ended(&mut self, says: Says, class: Option<FailureClass>, now: Instant) {
+        let (Some(of_account), Some(of_endpoint)) = (self.of_account, self.of_endpoint) else {
+            return;
+        };
+        // Why those fail that began before somebody left or a breaker opened is known already.
+        let says = match says.is_failure() && self.is_late() {
+            true => Says::NOTHING,
+            false => says,
+        };
+        let lane = self.lane.clone();
+        let rules = lane.pool.settings.outlier.as_ref();
+        let awaited = std::mem::take(&mut self.awaited);
+        let of_breaker = self.of_breaker.take();
+        self.of_account = None;
+        self.of_endpoint = None;
+        let account = self
+            .account()
+            .map(|account| account.ended(of_account, says.account, awaited, now, rules));
+        let endpoint = self.slot().map(|slot| {
+            let condition = &slot.state.condition;
+            condition.ended(of_endpoint, says.endpoint, awaited, now, rules)
+        });
+        // The account first: what it is to blame for is no reason to close an endpoint.
+        if account == Some(After::Suspect) && lane.pool.judge_account(self.account, now) {
+            lane.breakers.iter().for_each(|breaker| breaker.forgive());
+        }
+        let left = match endpoint {
+            Some(After::Left) => true,
+            Some(After::Suspect) => lane.pool.judge_endpoint(self.endpoint, now),
+            _ => false,
+        };
+        let opened = self.tell_breaker(of_breaker, says.breaker, now);
+        if left || opened {
+            lane.pool.forgive_accounts();
+        }
+        if says != Says::NOTHING {
+            self.tell_connection(class, now);
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        let late = |condition: Option<&Condition>, pass: Option<Pass>| {
+            condition
+                .zip(pass)
+                .is_some_and(|(it, pass)| it.is_late(pass))
+        };
+        let endpoint = self.slot().map(|slot| &slot.state.condition);
+        late(self.account(), self.of_account)
+            || late(endpoint, self.of_endpoint)
+            || (self.breaker().zip(self.of_breaker))
+                .is_some_and(|((breaker, _), pass)| breaker.is_late(pass))
+    }
+
+    /// True if it opened.
+    fn tell_breaker(&self, pass: Option<Pass>, good: Option<bool>, now: Instant) -> bool {
+        let (Some(pass), Some((breaker, rules))) = (pass, self.breaker()) else {
+            return false;
+        };
+        match good {
+            Some(good) => breaker.record(pass, good, now, rules),
+            None => {
+                breaker.give_back(pass);
+                false
+            }
+        }
+    }
+
+    /// A connection that fails counts with the checks; where there are none, whatever else came
+    /// shows that the endpoint is there.
+    fn tell_connection(&self, class: Option<FailureClass>, now: Instant) {
+        let watch = self.lane.pool.watch();
+        let good = !matches!(class, Some(FailureClass::Connect | FailureClass::Tls));
+        if let Some(slot) = self.slot().filter(|_| !good || !watch.checked) {
+            let heard = Heard {
+                good,
+                reason: Reason::Checks,
+                text: class.map_or("answered", FailureClass::as_str),
+            };
+            slot.state.record(heard, watch, now);
+        }
+    }
+}
+
+impl Drop for Passes {
+    fn drop(&mut self) {
+        if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
+            account.give_back(pass, self.awaited);
+        }
+        if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
+            slot.state.condition.give_back(pass, self.awaited);
+        }
+        if let (Some(pass), Some((breaker, _))) = (self.of_breaker, self.breaker()) {
+            breaker.give_back(pass);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+use super::super::balance::Standing;
+use super::super::breaker::State;
+use super::super::lane::{NoChoice, Wish};
+use super::super::pool::Registry;
+use super::super::queue::tests::{lanes, upstream};
+use super::*;
+use crate::config::settings::{Outlier, Upstream};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn with_rules(accounts: usize, endpoints: usize) -> Upstream {
+    let mut settings = upstream(&vec![100; accounts], &vec![None; endpoints]);
+    settings.outlier = Some(Outlier::default());
+    settings.breaker = Some(Breaker::default());
+    settings
+}
+
+fn lane(settings: Upstream) -> Arc<Lane> {
+    let [lane, _] = lanes(&Registry::default(), settings, 0);
+    lane
+}
+
+fn failed(class: FailureClass) -> Outcome {
+    Outcome::Failed {
+        class,
+        status: None,
+        retry_after: None,
+    }
+}
+
+fn refused(status: u16) -> Outcome {
+    Outcome::Failed {
+        class: FailureClass::AccountRefused,
+        status: Some(status),
+        retry_after: None,
+    }
+}
+
+/// Only this account will do.
+fn at(account: usize) -> Wish {
+    Wish {
+        pinned: Some(account),
+        ..Wish::default()
+    }
+}
+
+fn send(lane: &Arc<Lane>, account: usize, outcome: Outcome, now: Instant) {
+    let mut chosen = lane.choose(&at(account), now).unwrap();
+    assert_eq!(chosen.account, account);
+    chosen.report(outcome, now);
+}
+
+fn account(lane: &Lane, index: usize) -> &'static str {
+    lane.pool.accounts[index].state.condition.shown().state
+}
+
+fn endpoint(lane: &Lane, index: usize) -> &'static str {
+    lane.pool.endpoints[index].state.condition.shown().state
+}
+
+/// Each account in turn.
+fn send_to_all(lane: &Arc<Lane>, outcome: Outcome, times: usize, now: Instant) {
+    for _ in 0..times {
+        for account in 0..lane.width() {
+            if lane.choose(&at(account), now).is_ok() {
+                send(lane, account, outcome, now);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_account_that_fails_where_others_succeed_leaves_and_comes_back_by_a_probe() {
+    let lane = lane(with_rules(3, 1));
+    let now = Instant::now();
+    send_to_all(&lane, Outcome::Complete, 2, now);
+    for _ in 0..5 {
+        send(&lane, 1, failed(FailureClass::ServerError), now);
+    }
+    assert_eq!(account(&lane, 1), "failing");
+    assert_eq!((account(&lane, 0), endpoint(&lane, 0)), ("good", "healthy"));
+    let closed = lane.choose(&at(1), now).map(|_| ()).unwrap_err();
+    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in >= 4 * SECOND));
+    assert!(lane.choose(&Wish::default(), now).is_ok());
+    let later = now + 7 * SECOND;
+    lane.pump(later);
+    let mut probe = lane.choose(&at(1), later).unwrap();
+    assert!(probe.is_probe());
+    assert!(lane.choose(&at(1), later).is_err());
+    probe.report(Outcome::FirstContent, later);
+    assert_eq!(account(&lane, 1), "ramping");
+    assert!(!probe.is_probe());
+    probe.report(Outcome::Complete, later);
+    lane.pump(later + 10 * SECOND);
+    assert_eq!(account(&lane, 1), "good");
+}
+
+#[test]
+fn a_probe_whose_client_left_makes_room_for_the_next() {
+    let lane = lane(with_rules(2, 1));
+    let now = Instant::now();
+    send(&lane, 0, refused(401), now);
+    assert_eq!(account(&lane, 0), "dead");
+    let later = now + 7 * SECOND;
+    drop(lane.choose(&at(0), later).unwrap());
+    let mut probe = lane.choose(&at(0), later).unwrap();
+    probe.report(refused(402), later);
+    assert_eq!(account(&lane, 0), "unpaid");
+}
+
+#[test]
+fn the_providers_verdict_holds_without_rules_and_for_the_last_account_too() {
+    let lane = lane(upstream(&[5], &[None]));
+    let now = Instant::now();
+    for _ in 0..50 {
+        send(&lane, 0, failed(FailureClass::ServerError), now);
+    }
+    assert_eq!((account(&lane, 0), endpoint(&lane, 0)), ("good", "healthy"));
+    send(&lane, 0, refused(402), now);
+    assert_eq!(account(&lane, 0), "unpaid");
+    assert!(!lane.is_ready(now));
+    let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
+    assert!(matches!(closed, NoChoice::Closed { .. }));
+    let later = now + 40 * SECOND;
+    assert!(lane.is_ready(later));
+    send(&lane, 0, Outcome::Complete, later);
+    assert_eq!(account(&lane, 0), "good");
+}
+
+#[test]
+fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
+    let lane = lane(with_rules(3, 1));
+    let now = Instant::now();
+    send_to_all(&lane, failed(FailureClass::Unavailable), 7, now);
+    assert_eq!([0, 1, 2].map(|index| account(&lane, index)), ["good"; 3]);
+    let (_, state, _) = lane.breakers().next().unwrap();
+    assert!(matches!(state, State::Open { .. }));
+    assert!(
+        lane.pool
+            .accounts
+            .iter()
+            .all(|it| it.state.condition.look(now).tally.bad == 0)
+    );
+    let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
+    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in <= 6 * SECOND));
+    let later = now + 6 * SECOND;
+    assert!(lane.is_ready(later));
+    let mut probes: Vec<_> = (0..3)
+        .map(|index| lane.choose(&at(index), later).unwrap())
+        .collect();
+    assert!(lane.choose(&Wish::default(), later).is_err());
+    for probe in &mut probes {
+        probe.report(Outcome::FirstContent, later);
+        probe.report(Outcome::Complete, later);
+    }
+    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+}
+
+#[test]
+fn attempts_that_were_under_way_when_an_account_left_do_not_open_the_breaker() {
+    let lane = lane(with_rules(3, 1));
+    let now = Instant::now();
+    send_to_all(&lane, Outcome::Complete, 2, now);
+    let under_way = (0..50).map(|_| lane.choose(&at(0), now).unwrap());
+    let mut under_way: Vec<_> = under_way.collect();
+    for chosen in &mut under_way {
+        chosen.report(failed(FailureClass::Cut), now);
+    }
+    assert_eq!(account(&lane, 0), "failing");
+    assert_eq!(endpoint(&lane, 0), "healthy");
+    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+}
+
+#[test]
+fn no_more_than_the_share_leave_for_failing() {
+    let lane = lane(with_rules(4, 1));
+    let now = Instant::now();
+    send_to_all(&lane, Outcome::Complete, 20, now);
+    for index in [0, 1, 2] {
+        for _ in 0..6 {
+            let _ = lane.choose(&at(index), now).map(|mut chosen| {
+                chosen.report(failed(FailureClass::Reset), now);
+            });
+        }
+    }
+    let states = [0, 1, 2, 3].map(|index| account(&lane, index));
+    assert_eq!(states, ["failing", "failing", "good", "good"]);
+    // The provider's word is not bounded by it.
+    send(&lane, 2, refused(403), now);
+    assert_eq!(account(&lane, 2), "dead");
+}
+
+#[test]
+fn connections_that_fail_take_an_endpoint_out_and_say_nothing_of_accounts() {
+    let mut settings = with_rules(2, 2);
+    settings.breaker = None;
+    let lane = lane(settings);
+    let now = Instant::now();
+    let mut beside = Wish::default();
+    beside.tried.endpoints.push(1);
+    for _ in 0..3 {
+        let mut chosen = lane.choose(&beside, now).unwrap();
+        chosen.report(failed(FailureClass::Connect), now);
+    }
+    assert_eq!(
+        [0, 1].map(|index| endpoint(&lane, index)),
+        ["ejected", "healthy"]
+    );
+    assert_eq!([0, 1].map(|index| account(&lane, index)), ["good"; 2]);
+    assert_eq!(lane.choose(&Wish::default(), now).unwrap().endpoint, 1);
+}
+
+#[test]
+fn a_429_rests_the_model_and_is_no_failure() {
+    let lane = lane(with_rules(2, 1));
+    let now = Instant::now();
+    let limited = Outcome::Failed {
+        class: FailureClass::RateLimited,
+        status: Some(429),
+        retry_after: Some(7 * SECOND),
+    };
+    for _ in 0..6 {
+        let mut chosen = lane.choose(&at(0), now).unwrap();
+        chosen.report(limited, now);
+    }
+    let rests: Vec<_> = lane.rests(now + 6 * SECOND).collect();
+    assert_eq!((rests, account(&lane, 0)), (vec![true, false], "good"));
+}
+
+#[test]
+fn an_account_that_falls_silent_leaves_while_others_answer() {
+    let lane = lane(with_rules(3, 1));
+    let now = Instant::now();
+    let streamed = |account| Wish {
+        streamed: true,
+        ..at(account)
+    };
+    let mut at_work = Vec::new();
+    for _ in 0..5 {
+        for index in 0..3 {
+            let mut chosen = lane.choose(&streamed(index), now).unwrap();
+            if index == 0 {
+                at_work.push(chosen);
+            } else {
+                chosen.report(Outcome::FirstContent, now + SECOND / 2);
+                chosen.report(Outcome::Complete, now + SECOND);
+            }
+        }
+    }
+    lane.pump(now + 2 * SECOND);
+    assert_eq!(account(&lane, 0), "good");
+    lane.pump(now + 3 * SECOND);
+    assert_eq!(account(&lane, 0), "failing");
+    let shown = lane.pool.accounts[0].state.condition.shown();
+    assert_eq!(shown.reason, Some(Reason::Slow));
+}
+
+#[test]
+fn states_outlive_a_reload() {
+    let registry = Registry::default();
+    let [lane, _] = lanes(&registry, with_rules(2, 1), 0);
+    let now = Instant::now();
+    send(&lane, 0, refused(401), now);
+    registry.account("u", "a1").unwrap().drain(true);
+    let url = lane.pool.endpoints[0].settings.url.clone();
+    let [newer, other] = lanes(&registry, with_rules(2, 1), 0);
+    for lane in [&newer, &other] {
+        assert_eq!(
+            [0, 1].map(|index| account(lane, index)),
+            ["dead", "drained"]
+        );
+    }
+    registry.endpoint_of("u", &url).unwrap().drain(true);
+    let slot = &newer.pool.endpoints[0];
+    let terms = newer.pool.watch().terms;
+    assert_eq!(slot.state.condition.standing(now, terms), Standing::Closed);
+}

@@ -1,0 +1,422 @@
+//! How one account or endpoint is: its gate, what its attempts have shown, and whether the operator
+//! wants it used. Shared by all requests and kept over reloads; tells each change.
+//!
+//! One short lock for each attempt and outcome; whoever only looks at one that is plainly well takes
+//! none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use log::Level;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::balance::Standing;
+use super::gate::{Change, FULL_SHARE, Gate, Pass, Phase, Reason, Terms};
+use super::outlier::Look;
+use super::pace::Pace;
+use super::transitions::{Kind, Teller, Told};
+use super::window::Window;
+use crate::config::settings::Outlier;
+
+/// What is left to one that is strained, in thousandths.
+const STRAINED_SHARE: u32 = 500;
+
+/// What the end of an attempt says of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Good,
+    Bad,
+    /// It counts, but is no proof: a probe is not decided by it.
+    Doubtful,
+    Nothing,
+    /// Out at once.
+    Leave(Reason),
+}
+
+/// What an outcome leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Nothing to do.
+    Nothing,
+    /// The attempt began before the last time out: it is known already why it failed.
+    Late,
+    /// It has failed: is it out of line?
+    Suspect,
+    /// It has left.
+    Left,
+}
+
+/// How it stands, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    pub state: &'static str,
+    pub since: Instant,
+    /// Why it is not simply in.
+    pub reason: Option<Reason>,
+    /// When it may be tried again.
+    pub until: Option<Instant>,
+}
+
+/// One account's or endpoint's.
+#[derive(Debug)]
+pub struct Condition {
+    /// In, wanted and not strained.
+    plain: AtomicBool,
+    inner: Mutex<Inner>,
+    teller: Teller,
+}
+
+#[derive(Debug)]
+struct Inner {
+    gate: Gate,
+    window: Window,
+    pace: Pace,
+    /// Since when.
+    drained: Option<Instant>,
+    strained: Option<Instant>,
+}
+
+impl Condition {
+    pub fn new(teller: Teller, now: Instant) -> Self {
+        Self {
+            plain: AtomicBool::new(true),
+            inner: Mutex::new(Inner {
+                gate: Gate::new(now),
+                window: Window::new(now),
+                pace: Pace::new(now),
+                drained: None,
+                strained: None,
+            }),
+            teller,
+        }
+    }
+
+    /// What it may be sent now.
+    pub fn standing(&self, now: Instant, terms: Terms) -> Standing {
+        if self.plain.load(Ordering::Acquire) {
+            return Standing::Open {
+                permille: FULL_SHARE,
+            };
+        }
+        let inner = self.inner.lock();
+        if inner.drained.is_some() {
+            return Standing::Closed;
+        }
+        match inner.gate.standing(now, terms) {
+            Standing::Open { permille } if inner.strained.is_some() => Standing::Open {
+                permille: permille.min(STRAINED_SHARE),
+            },
+            standing => standing,
+        }
+    }
+
+    /// How long until it may be tried; `None` if that is not a matter of time.
+    pub fn opens_in(&self, now: Instant, terms: Terms) -> Option<Duration> {
+        let inner = self.inner.lock();
+        let wanted = inner.drained.is_none();
+        wanted.then(|| inner.gate.opens_in(now, terms)).flatten()
+    }
+
+    /// Lets a request through, whose first content is `awaited` or does not matter. `None` if it
+    /// may not.
+    pub fn admit(&self, awaited: bool, now: Instant, terms: Terms) -> Option<Pass> {
+        let mut inner = self.inner.lock();
+        if inner.drained.is_some() {
+            return None;
+        }
+        if let Some(change) = inner.gate.advance(now) {
+            self.changed(&mut inner, change, now, "");
+        }
+        let pass = inner.gate.admit(terms)?;
+        if awaited {
+            inner.pace.began(now);
+        }
+        Some(pass)
+    }
+
+    /// The request that was let through shows first content; `took` if it was awaited.
+    pub fn first_content(&self, pass: Pass, took: Option<Duration>, now: Instant, terms: Terms) {
+        if took.is_none() && !pass.is_probe() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        if let Some(took) = took {
+            inner.pace.first_content(took, now);
+        }
+        if let Some(change) = inner.gate.succeeded(pass, now, terms) {
+            self.changed(&mut inner, change, now, "");
+        }
+    }
+
+    /// The request that was let through has ended; `awaited` if its first content still was.
+    /// Nothing counts without rules, but a probe and whoever must leave.
+    pub fn ended(
+        &self,
+        pass: Pass,
+        verdict: Verdict,
+        awaited: bool,
+        now: Instant,
+        rules: Option<&Outlier>,
+    ) -> After {
+        let terms = Terms::of(rules);
+        let mut inner = self.inner.lock();
+        if awaited {
+            inner.pace.ended_without();
+        }
+        if !inner.gate.is_current(pass) {
+            return After::Late;
+        }
+        let change = match verdict {
+            Verdict::Good => inner.gate.succeeded(pass, now, terms),
+            Verdict::Bad => inner.gate.failed(pass, now, terms, self.roll()),
+            Verdict::Doubtful | Verdict::Nothing => {
+                inner.gate.give_back(pass);
+                None
+            }
+            Verdict::Leave(reason) => Some(inner.gate.leave(reason, now, terms, self.roll())),
+        };
+        if let Some(change) = change {
+            self.changed(&mut inner, change, now, "");
+            return match change.to {
+                Phase::Out { .. } => After::Left,
+                _ => After::Nothing,
+            };
+        }
+        let Some(rules) = rules else {
+            return After::Nothing;
+        };
+        match verdict {
+            Verdict::Good => inner.window.record(true, now, rules.window),
+            Verdict::Bad | Verdict::Doubtful => {
+                inner.window.record(false, now, rules.window);
+                return After::Suspect;
+            }
+            Verdict::Nothing | Verdict::Leave(_) => {}
+        }
+        After::Nothing
+    }
+
+    /// Did the attempt begin before the last time out?
+    pub fn is_late(&self, pass: Pass) -> bool {
+        !self.inner.lock().gate.is_current(pass)
+    }
+
+    /// The request that was let through ended without showing anything.
+    pub fn give_back(&self, pass: Pass, awaited: bool) {
+        if !awaited && !pass.is_probe() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        if awaited {
+            inner.pace.ended_without();
+        }
+        inner.gate.give_back(pass);
+    }
+
+    /// What it has shown, beside its peers.
+    pub fn look(&self, now: Instant) -> Look {
+        let inner = self.inner.lock();
+        Look {
+            streak: inner.window.streak(),
+            tally: inner.window.tally(now),
+            pace: inner.pace.estimate(now),
+            out: inner.gate.is_out() || inner.drained.is_some(),
+        }
+    }
+
+    /// Out for as long as the terms say, unless it is out already.
+    pub fn leave(&self, reason: Reason, detail: &str, now: Instant, terms: Terms) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.gate.phase(), Phase::Out { .. }) {
+            return;
+        }
+        let change = inner.gate.leave(reason, now, terms, self.roll());
+        self.changed(&mut inner, change, now, detail);
+    }
+
+    /// Out until then, or until it is told otherwise; said again, it lasts longer.
+    pub fn leave_until(&self, reason: Reason, detail: &str, until: Option<Instant>, now: Instant) {
+        let mut inner = self.inner.lock();
+        if !inner.gate.stay_out(reason, until) {
+            let change = inner.gate.leave_until(reason, until, now);
+            self.changed(&mut inner, change, now, detail);
+        }
+    }
+
+    /// If it is out, and `only` for that reason: it is tried again at once.
+    pub fn try_now(&self, only: Reason, reason: Reason, now: Instant) {
+        let mut inner = self.inner.lock();
+        if inner.gate.reason() == Some(only)
+            && let Some(change) = inner.gate.try_now(reason, now)
+        {
+            self.changed(&mut inner, change, now, "");
+        }
+    }
+
+    /// It is known to be well again.
+    pub fn welcome(&self, reason: Reason, detail: &str, now: Instant, terms: Terms) {
+        let mut inner = self.inner.lock();
+        if let Some(change) = inner.gate.welcome(reason, now, terms) {
+            self.changed(&mut inner, change, now, detail);
+        }
+    }
+
+    /// Its failures were somebody else's.
+    pub fn forgive(&self) {
+        self.inner.lock().window.forgive();
+    }
+
+    /// Goes on to where time alone takes it. `unending` ends as well what has no end.
+    pub fn advance(&self, unending: bool, now: Instant) {
+        if self.plain.load(Ordering::Acquire) {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        let change = match inner.gate.phase() {
+            Phase::Out { until: None } if unending => inner.gate.try_now(Reason::Time, now),
+            _ => inner.gate.advance(now),
+        };
+        if let Some(change) = change {
+            self.changed(&mut inner, change, now, "");
+        }
+    }
+
+    /// It is near to being out of line, or no longer.
+    pub fn strain(&self, strained: bool, now: Instant) {
+        let mut inner = self.inner.lock();
+        if inner.strained.is_some() == strained {
+            return;
+        }
+        inner.strained = strained.then_some(now);
+        self.refresh(&inner);
+        if inner.gate.phase() == Phase::In && inner.drained.is_none() {
+            let (level, what) = match strained {
+                true => (Level::Warn, "does worse than it should"),
+                false => (Level::Info, "is well again"),
+            };
+            self.tell(level, what, self.word(&inner), Reason::Errors, "");
+        }
+    }
+
+    /// Takes no new requests, or takes them again. Those under way go on.
+    pub fn drain(&self, drained: bool, now: Instant) {
+        let mut inner = self.inner.lock();
+        if inner.drained.is_some() == drained {
+            return;
+        }
+        inner.drained = drained.then_some(now);
+        self.refresh(&inner);
+        let what = match drained {
+            true => "is drained",
+            false => "is no longer drained",
+        };
+        self.tell(Level::Info, what, self.word(&inner), Reason::Operator, "");
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.inner.lock().drained.is_some()
+    }
+
+    /// How it stands.
+    pub fn shown(&self) -> Shown {
+        let inner = self.inner.lock();
+        let until = match inner.gate.phase() {
+            Phase::Out { until } => until,
+            Phase::Ramp { until } => Some(until),
+            Phase::In | Phase::HalfOpen => None,
+        };
+        let own = (inner.gate.since(), inner.gate.reason(), until);
+        let (since, reason, until) = match (inner.drained, inner.strained) {
+            (Some(since), _) => (since, Some(Reason::Operator), None),
+            (None, Some(since)) if inner.gate.phase() == Phase::In => (since, own.1, own.2),
+            _ => own,
+        };
+        Shown {
+            state: self.word(&inner),
+            since,
+            reason,
+            until,
+        }
+    }
+
+    fn changed(
+        &self,
+        inner: &mut MutexGuard<'_, Inner>,
+        change: Change,
+        now: Instant,
+        detail: &str,
+    ) {
+        // What was before says nothing of what comes.
+        if change.to != Phase::In {
+            inner.window.forget();
+            inner.pace.forget(now);
+            inner.strained = None;
+        }
+        self.refresh(inner);
+        let (level, what) = match change.to {
+            Phase::Out { .. } => (Level::Warn, "is out"),
+            Phase::HalfOpen => (Level::Info, "is tried again"),
+            Phase::Ramp { .. } => (Level::Info, "is back, with little at first"),
+            Phase::In if change.reason == Reason::Time => {
+                (Level::Info, "takes its full share again")
+            }
+            Phase::In => (Level::Info, "is back"),
+        };
+        let to = phase_word(self.teller.kind, change.to, inner.gate.reason());
+        self.tell(level, what, to, change.reason, detail);
+    }
+
+    fn refresh(&self, inner: &Inner) {
+        let plain =
+            inner.gate.phase() == Phase::In && inner.drained.is_none() && inner.strained.is_none();
+        self.plain.store(plain, Ordering::Release);
+    }
+
+    fn word(&self, inner: &Inner) -> &'static str {
+        match inner.gate.phase() {
+            _ if inner.drained.is_some() => "drained",
+            Phase::In if inner.strained.is_some() => "degraded",
+            phase => phase_word(self.teller.kind, phase, inner.gate.reason()),
+        }
+    }
+
+    fn tell(&self, level: Level, now: &str, to: &'static str, reason: Reason, detail: &str) {
+        self.teller.tell(Told {
+            level,
+            now,
+            to,
+            reason,
+            detail,
+        });
+    }
+
+    fn roll(&self) -> u64 {
+        self.teller.transitions.roll()
+    }
+}
+
+/// The operator's word for a phase.
+fn phase_word(kind: Kind, phase: Phase, reason: Option<Reason>) -> &'static str {
+    match (kind, phase, reason) {
+        (_, Phase::HalfOpen, _) => "probing",
+        (Kind::Account, Phase::In, _) => "good",
+        (Kind::Account, Phase::Ramp { .. }, _) => "ramping",
+        (Kind::Account, Phase::Out { .. }, Some(Reason::Unpaid)) => "unpaid",
+        (Kind::Account, Phase::Out { .. }, Some(Reason::Refused)) => "dead",
+        (Kind::Account, Phase::Out { .. }, _) => "failing",
+        (_, Phase::In, _) => "healthy",
+        (_, Phase::Ramp { .. }, _) => "degraded",
+        (_, Phase::Out { .. }, _) => "ejected",
+    }
+}
+
+/// Every word by which an account's state is shown; it is cooling while a model of it rests.
+pub const ACCOUNT_STATES: [&str; 8] = [
+    "good", "cooling", "unpaid", "dead", "failing", "probing", "ramping", "drained",
+];
+
+/// Every word by which an endpoint's state is shown.
+pub const ENDPOINT_STATES: [&str; 5] = ["healthy", "probing", "degraded", "ejected", "drained"];
+
+#[cfg(test)]
+mod tests;
