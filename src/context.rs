@@ -34,7 +34,7 @@ use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
 use crate::upstream::clocks::{Clocks, Progress};
-use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
+use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
 
 /// Everything known of one request.
 pub struct Context {
@@ -365,7 +365,8 @@ impl Context {
     pub fn random(&self) -> u64 {
         // The lower half of the request's number is random; a step of SplitMix64 stirs it.
         let low = self.request_number as u64;
-        let state = low.wrapping_add(u64::from(self.attempts.made).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let state =
+            low.wrapping_add(u64::from(self.attempts.made).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
@@ -400,6 +401,7 @@ impl Context {
             key: self.affinity,
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
+            streamed: self.routed().is_some_and(|routed| routed.stream),
         }
     }
 

@@ -220,7 +220,9 @@ impl Gateway {
                     _ if scanner.seen().foreign => Some(FailureClass::Garbage),
                     _ if !seen.complete => Some(FailureClass::Cut),
                     Some(_) => Some(FailureClass::ErrorInAnswer),
-                    None if gave_up(&ctx.answer.watch) => Some(FailureClass::NoResources),
+                    None if seen.finish_reason.is_some_and(FinishReason::is_failure) => {
+                        Some(FailureClass::NoResources)
+                    }
                     None => None,
                 };
                 (join(ctx.answer.withheld.finish(), Some(out)), fault)

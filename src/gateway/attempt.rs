@@ -26,6 +26,8 @@ use crate::upstream::pool::{Chosen, Lane, NoChoice};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
+/// What somebody who is tried out may take until the first content.
+const PROBE_CONTENT: Duration = Duration::from_secs(10);
 /// What a client is asked to wait when every account is at its ceiling, at least and at most.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -105,6 +107,11 @@ impl Gateway {
             ctx.attempts.tried = tried;
         }
         None
+    }
+
+    /// Has an operator switched it off?
+    pub(super) fn is_off(&self, _lane: &Lane) -> bool {
+        false
     }
 
     /// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.

@@ -299,7 +299,8 @@ impl Gateway {
         };
         let rules = &ctx.snapshot.settings.retry;
         let mut verdict = retry::decide(now, rules, &story);
-        let takes = matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
+        let takes =
+            matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
         if takes && !pool.budget.try_retry(now, rules) {
             story.budget = false;
             verdict = retry::decide(now, rules, &story);
@@ -330,7 +331,10 @@ impl Gateway {
             }
             Verdict::Stop(why) => {
                 let labels = [upstream, why.as_str()];
-                self.metrics.retries_stopped.with_label_values(&labels).inc();
+                self.metrics
+                    .retries_stopped
+                    .with_label_values(&labels)
+                    .inc();
                 false
             }
         }

@@ -56,7 +56,10 @@ mod tests {
         let mut withheld = Withheld::default();
         let mut pass = |text: &'static str| withheld.pass(Bytes::from_static(text.as_bytes()));
         assert_eq!(pass("\n\n"), "\n\n");
-        assert_eq!((pass("\n{\"a\""), pass("\n"), pass(":1}")), Default::default());
+        assert_eq!(
+            (pass("\n{\"a\""), pass("\n"), pass(":1}")),
+            Default::default()
+        );
         assert!(!withheld.is_over());
         assert_eq!(withheld.finish(), "\n{\"a\"\n:1}");
         assert_eq!(withheld.finish(), "");

@@ -2,8 +2,8 @@
 //! changed in it, and how a "no" is worded.
 
 pub mod body;
-pub mod deadline;
 pub mod continuation;
+pub mod deadline;
 pub mod edit;
 pub mod forward;
 pub mod head;

@@ -16,10 +16,10 @@
 
 pub mod account;
 pub mod balance;
-pub mod budget;
-pub mod clocks;
 pub mod breaker;
+pub mod budget;
 pub mod chosen;
+pub mod clocks;
 pub mod condition;
 pub mod discovery;
 pub mod endpoint;

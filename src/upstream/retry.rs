@@ -13,14 +13,10 @@
 //! if no other is left. Nor can it be told whether the only account and endpoint there are is bad
 //! or had a bad moment; there a passing failure is tried again.
 
-mod former;
-
 use std::time::{Duration, Instant};
 
 use super::pool::Tried;
 use crate::config::settings::{FailureClass, Retry};
-
-pub use former::{Failure, next};
 
 /// Dead pooled connections that one request runs into for free; more are taken for resets.
 pub const MAX_STALE: u32 = 3;

@@ -78,7 +78,11 @@ const CELLS: &[Cell] = &[
     unseen(CONTENT, "stall_after=0", "deadline"),
     unseen(CONTENT, "html", "garbage"),
     unseen(CONTENT, "empty", "garbage"),
-    unseen(CONTENT, "finish=insufficient_system_resource,tokens=0", "no_resources"),
+    unseen(
+        CONTENT,
+        "finish=insufficient_system_resource,tokens=0",
+        "no_resources",
+    ),
     broken("cut_after=6", ["cut", "cut"]),
     broken("end_after=6", ["cut", "cut"]),
     broken("stall_after=6", ["deadline", "deadline"]),
@@ -182,7 +186,10 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 /// The first account is always asked first; the second one takes over.
 fn gateway(emulator: &Emulator, hold: &str) -> Gateway {
     let config = Config::for_emulator(emulator)
-        .set("/retry", json!({"hold_head": hold, "base_backoff": "1ms", "budget_reserve": 1000}))
+        .set(
+            "/retry",
+            json!({"hold_head": hold, "base_backoff": "1ms", "budget_reserve": 1000}),
+        )
         .set("/upstreams/0/accounts/1/priority", json!(1))
         .set("/upstreams/0/outlier", json!(false))
         .set("/upstreams/0/breaker", json!(false))
@@ -208,7 +215,10 @@ fn question(order: &str, streamed: bool, number: usize) -> Value {
 }
 
 fn check(gateway: &Gateway, cell: &Cell, version: Version, streamed: bool, number: usize) {
-    let case = format!("{} {:?} {version:?} streamed={streamed}", cell.moment, cell.order);
+    let case = format!(
+        "{} {:?} {version:?} streamed={streamed}",
+        cell.moment, cell.order
+    );
     let got = ask(gateway, version, &question("", streamed, number));
     let sees = if streamed { cell.stream } else { cell.whole };
     let outcome = cell.outcome[usize::from(!streamed)];
