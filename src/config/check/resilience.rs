@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::plans::MOST_MONEY;
 use super::upstreams::{LEAST_INTERVAL, surfaces};
 use super::{ABOVE_ZERO, Check, MAX_DURATION};
-use crate::config::file::{self, ClassText, File, Surface};
+use crate::config::file::{self, ClassText, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::money::{DecimalText, format_decimal, is_currency};
 use crate::config::nearest::hint;
@@ -164,7 +164,7 @@ impl Check<'_, '_> {
             .filter(|name| !PLACEHOLDERS.contains(name))
             .collect();
         for name in unknown {
-            let hint = hint(name, PLACEHOLDERS.into_iter());
+            let hint = hint(name, PLACEHOLDERS);
             let found = format!("the placeholder {}", quoted(&format!("{{{name}}}")));
             let allowed = format!("{{model}} and {{request_id}} may stand here{hint}");
             self.report.mistake(path, found, allowed);
@@ -189,26 +189,14 @@ impl Check<'_, '_> {
         self.classes(classes, path);
     }
 
-    /// How often a model's broken streams are gone on with, if one of `variants` can.
-    pub(super) fn resume(
-        &mut self,
-        resume: u32,
-        variants: &[file::Variant],
-        path: KeyPath<'_>,
-        file: &File,
-    ) {
-        let dialect = |variant: &file::Variant| {
-            let mut upstreams = file.upstreams.iter();
-            upstreams
-                .find(|u| u.id == variant.upstream)
-                .map(|u| u.dialect)
-        };
+    /// How often a model's broken streams are gone on with, if one of its `variants` can.
+    pub(super) fn resume(&mut self, resume: u32, variants: &[file::Variant], path: KeyPath<'_>) {
         // An upstream that is not known has a mistake of its own.
-        let mut dialects = variants.iter().map(dialect);
-        if resume > 0
-            && !variants.is_empty()
-            && dialects.all(|dialect| dialect.is_some_and(|d| d != file::Dialect::DeepSeek))
-        {
+        let can = |variant: &file::Variant| {
+            let upstream = self.upstreams.get(variant.upstream.as_str());
+            upstream.is_none_or(|upstream| upstream.dialect == file::Dialect::DeepSeek)
+        };
+        if resume > 0 && !variants.is_empty() && !variants.iter().any(can) {
             let found = format!("{resume}, and no variant is at an upstream of dialect deepseek");
             let allowed =
                 "expected 0: only DeepSeek goes on from a given text, by prefix completion";
