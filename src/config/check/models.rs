@@ -137,7 +137,7 @@ impl Check<'_, '_> {
                     "expected 1 to 128 printable characters without spaces",
                 );
             }
-            self.variant_classes(index, variant, path);
+            self.variant_classes(index, variant, &file.retry, path);
             let shown = format!(
                 "{} of {}",
                 quoted(&variant.model),

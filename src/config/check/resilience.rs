@@ -172,11 +172,12 @@ impl Check<'_, '_> {
         written.into()
     }
 
-    /// `on` of the variant at `index`, for which only what comes before it matters.
+    /// `on` of the variant at `index`: what comes before it, and what is tried again at all.
     pub(super) fn variant_classes(
         &mut self,
         index: usize,
         written: &file::Variant,
+        retry: &file::Retry,
         path: KeyPath<'_>,
     ) {
         let Some(classes) = &written.on else { return };
@@ -187,6 +188,18 @@ impl Check<'_, '_> {
             self.report.mistake(path, found, allowed);
         }
         self.classes(classes, path);
+        let never = classes.iter().filter(|class| !retry.on.contains(class));
+        let never: Vec<_> = never.map(|class| class.0.as_str()).collect();
+        if !never.is_empty() {
+            let found = format!("{}, not among `retry.on`", never.join(", "));
+            let advice = "what is not tried again leads to no other variant";
+            self.report.warning(path, found, advice);
+        }
+        if retry.attempts == 1 {
+            let found = "classes of failures, while `retry.attempts` is 1";
+            let advice = "after the first failure no other variant is asked";
+            self.report.warning(path, found, advice);
+        }
     }
 
     /// How often a model's broken streams are gone on with, if one of its `variants` can.

@@ -323,6 +323,26 @@ fn each_rule_of_fallback_is_kept() {
 }
 
 #[test]
+fn a_variant_that_no_failure_leads_to_is_a_warning() {
+    let second = format!("{VARIANT}, {{ upstream: deepseek, model: small, on: [tls, cut] }}");
+    let warned = |retry: &str| {
+        let text = MINIMAL.replace("tenants:\n", &format!("retry: {retry}\ntenants:\n"));
+        let loaded = load_text(&text.replace(VARIANT, &second)).unwrap();
+        let lines = lines(&loaded.warnings).into_iter();
+        let lines = lines.map(|line| line.split_once(": ").unwrap().1.to_owned());
+        lines.collect::<Vec<_>>()
+    };
+    assert_eq!(warned("{ attempts: 2 }"), [""; 0]);
+    assert_eq!(
+        warned("{ attempts: 1, on: [connect, tls] }"),
+        [
+            "models.flash.variants[1].on: cut, not among `retry.on`; what is not tried again leads to no other variant",
+            "models.flash.variants[1].on: classes of failures, while `retry.attempts` is 1; after the first failure no other variant is asked",
+        ]
+    );
+}
+
+#[test]
 fn a_degraded_answer_is_a_text_of_known_placeholders() {
     let text = |text: &str| model(&format!("degraded: {{ text: {text:?} }}"));
     let path = "models.flash.degraded.text";
