@@ -36,6 +36,7 @@ fn environment(name: &str) -> Option<OsString> {
         "OTHER"
         | "TIDEGATE_ADMIN_TOKEN"
         | "DEEPSEEK_SECOND_API_KEY"
+        | "ARK_API_KEY"
         | "TIDEGATE_REDIS_PASSWORD" => "sk-two",
         "LONG_ONE" => "long-0123456789abcdef0123456789abcdef",
         "TIDEGATE_PEPPER" => "pepper-0123456789abcdef0123456789abcdef",

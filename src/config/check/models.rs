@@ -61,7 +61,7 @@ impl Check<'_, '_> {
         if let Some(resume) = written.resume {
             let variants = target.unwrap_or(written).variants.as_deref();
             let variants = variants.unwrap_or_default();
-            self.resume(resume, variants, path.key("resume"), file);
+            self.resume(resume, variants, path.key("resume"));
         }
         let nothing = file::Model::default();
         let inherited = target.unwrap_or(&nothing);
@@ -137,7 +137,7 @@ impl Check<'_, '_> {
                     "expected 1 to 128 printable characters without spaces",
                 );
             }
-            self.variant_classes(index, variant, path);
+            self.variant_classes(index, variant, &file.retry, path);
             let shown = format!(
                 "{} of {}",
                 quoted(&variant.model),

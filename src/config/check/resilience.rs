@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::plans::MOST_MONEY;
 use super::upstreams::{LEAST_INTERVAL, surfaces};
 use super::{ABOVE_ZERO, Check, MAX_DURATION};
-use crate::config::file::{self, ClassText, File, Surface};
+use crate::config::file::{self, ClassText, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::money::{DecimalText, format_decimal, is_currency};
 use crate::config::nearest::hint;
@@ -164,7 +164,7 @@ impl Check<'_, '_> {
             .filter(|name| !PLACEHOLDERS.contains(name))
             .collect();
         for name in unknown {
-            let hint = hint(name, PLACEHOLDERS.into_iter());
+            let hint = hint(name, PLACEHOLDERS);
             let found = format!("the placeholder {}", quoted(&format!("{{{name}}}")));
             let allowed = format!("{{model}} and {{request_id}} may stand here{hint}");
             self.report.mistake(path, found, allowed);
@@ -172,11 +172,12 @@ impl Check<'_, '_> {
         written.into()
     }
 
-    /// `on` of the variant at `index`, for which only what comes before it matters.
+    /// `on` of the variant at `index`: what comes before it, and what is tried again at all.
     pub(super) fn variant_classes(
         &mut self,
         index: usize,
         written: &file::Variant,
+        retry: &file::Retry,
         path: KeyPath<'_>,
     ) {
         let Some(classes) = &written.on else { return };
@@ -187,28 +188,28 @@ impl Check<'_, '_> {
             self.report.mistake(path, found, allowed);
         }
         self.classes(classes, path);
+        let never = classes.iter().filter(|class| !retry.on.contains(class));
+        let never: Vec<_> = never.map(|class| class.0.as_str()).collect();
+        if !never.is_empty() {
+            let found = format!("{}, not among `retry.on`", never.join(", "));
+            let advice = "what is not tried again leads to no other variant";
+            self.report.warning(path, found, advice);
+        }
+        if retry.attempts == 1 {
+            let found = "classes of failures, while `retry.attempts` is 1";
+            let advice = "after the first failure no other variant is asked";
+            self.report.warning(path, found, advice);
+        }
     }
 
-    /// How often a model's broken streams are gone on with, if one of `variants` can.
-    pub(super) fn resume(
-        &mut self,
-        resume: u32,
-        variants: &[file::Variant],
-        path: KeyPath<'_>,
-        file: &File,
-    ) {
-        let dialect = |variant: &file::Variant| {
-            let mut upstreams = file.upstreams.iter();
-            upstreams
-                .find(|u| u.id == variant.upstream)
-                .map(|u| u.dialect)
-        };
+    /// How often a model's broken streams are gone on with, if one of its `variants` can.
+    pub(super) fn resume(&mut self, resume: u32, variants: &[file::Variant], path: KeyPath<'_>) {
         // An upstream that is not known has a mistake of its own.
-        let mut dialects = variants.iter().map(dialect);
-        if resume > 0
-            && !variants.is_empty()
-            && dialects.all(|dialect| dialect.is_some_and(|d| d != file::Dialect::DeepSeek))
-        {
+        let can = |variant: &file::Variant| {
+            let upstream = self.upstreams.get(variant.upstream.as_str());
+            upstream.is_none_or(|upstream| upstream.dialect == file::Dialect::DeepSeek)
+        };
+        if resume > 0 && !variants.is_empty() && !variants.iter().any(can) {
             let found = format!("{resume}, and no variant is at an upstream of dialect deepseek");
             let allowed =
                 "expected 0: only DeepSeek goes on from a given text, by prefix completion";
