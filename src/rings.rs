@@ -126,6 +126,7 @@ const PURE: &[&str] = &[
     "json.rs",
     "ledger",
     "request/continuation.rs",
+    "request/degraded.rs",
     "request/edit.rs",
     "request/head.rs",
     "request/refusal.rs",

@@ -3,6 +3,7 @@
 
 pub mod body;
 pub mod continuation;
+pub mod degraded;
 pub mod edit;
 pub mod forward;
 pub mod head;
