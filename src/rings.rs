@@ -127,6 +127,7 @@ const PURE: &[&str] = &[
     "ledger",
     "request/deadline.rs",
     "request/continuation.rs",
+    "request/degraded.rs",
     "request/edit.rs",
     "request/head.rs",
     "request/refusal.rs",

@@ -98,21 +98,30 @@ impl Gateway {
             retry_after,
         };
         let error = |what: &'static str| Error::explain(ErrorType::HTTPStatus(status), what);
-        if is_empty(head) && answers_in_json(ctx) {
-            let (class, refusal) = empty_answer(status, retry_after);
-            let error = error("an empty answer").into_up();
-            return Err(self.attempt_failed(ctx, failure(class), refusal, error));
-        }
-        if head.status.is_success() {
-            return Ok(());
-        }
-        let Some(class) = retry::class_of_status(status) else {
-            // The request's own fault: the upstream's words help, see gateway/answer.rs.
-            return Ok(());
+        let nothing = is_empty(head) && answers_in_json(ctx);
+        let class = match retry::class_of_status(status) {
+            Some(class) => class,
+            None if nothing && head.status.is_success() => FailureClass::Garbage,
+            // An engine's bare 404: there is no body to wait for.
+            None if nothing => return Err(self.bare_no(ctx, status)),
+            // Good, or the request's own fault: the upstream's words help, see gateway/answer.rs.
+            None => return Ok(()),
         };
         let refusal = refusal_for(class, retry_after).detail(format!("upstream status {status}"));
         let error = error("an upstream's refusal").into_up();
         Err(self.attempt_failed(ctx, failure(class), refusal, error))
+    }
+
+    /// The upstream says that the request is bad, and nothing more.
+    fn bare_no(&self, ctx: &mut Context, status: u16) -> Box<Error> {
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(Outcome::Complete, Instant::now());
+        }
+        self.end_attempt(ctx, "client_error");
+        ctx.attempts.again = false;
+        let no = super::answer::upstream_error(status, b"", std::iter::empty());
+        ctx.refusal = Some(no);
+        Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up()
     }
 
     /// An error of either side after the connection was made.
@@ -384,18 +393,6 @@ fn outcome(failure: Failure) -> Outcome {
         status: failure.status,
         retry_after: failure.retry_after,
     }
-}
-
-/// An answer without a body where one must be: an engine's bare 404, or a 200 that says nothing.
-fn empty_answer(status: u16, retry_after: Option<Duration>) -> (FailureClass, Refusal) {
-    let of_status = retry::class_of_status(status);
-    let class = of_status.unwrap_or(FailureClass::Garbage);
-    let refusal = match (of_status, status) {
-        (Some(class), _) => refusal_for(class, retry_after),
-        (None, 400..) => super::answer::upstream_error(status, b"", std::iter::empty()),
-        (None, _) => Refusal::new(Code::UpstreamError, "The upstream's answer was empty."),
-    };
-    (class, refusal)
 }
 
 /// The error that ends a request whose refusal stands in the context.

@@ -4,6 +4,7 @@
 pub mod body;
 pub mod continuation;
 pub mod deadline;
+pub mod degraded;
 pub mod edit;
 pub mod forward;
 pub mod head;

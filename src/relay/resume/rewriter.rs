@@ -23,9 +23,53 @@ pub enum Unfit {
     /// It has another choice than the first.
     #[error("the resumed stream has several choices")]
     Choices,
+    /// It says what the client has already: its upstream began anew.
+    #[error("the resumed stream repeats the beginning of the first")]
+    Repeats,
     /// Its text has probabilities, which the first did not.
     #[error("the resumed stream has logprobs")]
     Logprobs,
+}
+
+/// So many bytes of the answer's beginning, said once more, are no coincidence.
+const LONGEST_ECHO: usize = 48;
+/// An answer shorter than this may well go on with its own words.
+const SHORTEST_ECHO: usize = 8;
+
+/// Whether the upstream takes the prefix for nothing and begins anew.
+#[derive(Debug)]
+struct Echo {
+    /// The beginning of the answer, as far as the new words have not followed it.
+    ahead: Vec<u8>,
+    /// Events that wait for whether they repeat.
+    waiting: Vec<u8>,
+}
+
+impl Echo {
+    fn of(text: &str) -> Self {
+        let start = text.as_bytes();
+        let start = start.get(..LONGEST_ECHO).unwrap_or(start);
+        let told = start.len() >= SHORTEST_ECHO;
+        Self {
+            ahead: if told { start.to_vec() } else { Vec::new() },
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Whether the words follow the beginning of the answer still.
+    fn follows(&mut self, words: &str) -> Result<bool, Unfit> {
+        let words = words.as_bytes();
+        let common = words.len().min(self.ahead.len());
+        if common == 0 || words.get(..common) != self.ahead.get(..common) {
+            self.ahead.clear();
+            return Ok(false);
+        }
+        self.ahead.drain(..common);
+        if self.ahead.is_empty() {
+            return Err(Unfit::Repeats);
+        }
+        Ok(true)
+    }
 }
 
 /// Rewrites the events of one resumed stream.
@@ -34,6 +78,7 @@ pub struct Rewriter {
     events: WholeEvents,
     identity: Identity,
     before: Counted,
+    echo: Echo,
     done: bool,
 }
 
@@ -44,6 +89,7 @@ impl Rewriter {
             events: WholeEvents::default(),
             identity: transcript.identity(),
             before: transcript.counted(),
+            echo: Echo::of(transcript.content()),
             done: false,
         }
     }
@@ -65,8 +111,10 @@ impl Rewriter {
     /// As for [`Self::pass`].
     pub fn finish(&mut self) -> Result<Option<Bytes>, Unfit> {
         let rest = self.events.take();
-        let out = self.rewrite(&rest)?;
-        Ok((!out.is_empty()).then_some(out))
+        let last = self.rewrite(&rest)?;
+        let mut out = std::mem::take(&mut self.echo.waiting);
+        out.extend_from_slice(&last);
+        Ok((!out.is_empty()).then(|| Bytes::from(out)))
     }
 
     fn rewrite(&mut self, whole: &[u8]) -> Result<Bytes, Unfit> {
@@ -85,13 +133,19 @@ impl Rewriter {
             }
             if data.trim_ascii() == b"[DONE]" {
                 self.done = true;
+                out.append(&mut self.echo.waiting);
                 out.extend_from_slice(DONE);
             } else if reading::chunk(&data).error.is_some() {
+                out.append(&mut self.echo.waiting);
                 out.extend_from_slice(event);
             } else if let Some(chunk) = self.chunk(&data)? {
-                out.extend_from_slice(b"data: ");
-                out.extend_from_slice(chunk.to_string().as_bytes());
-                out.extend_from_slice(b"\n\n");
+                let written = format!("data: {chunk}\n\n");
+                if self.echo.follows(words(&chunk))? {
+                    self.echo.waiting.extend_from_slice(written.as_bytes());
+                } else {
+                    out.append(&mut self.echo.waiting);
+                    out.extend_from_slice(written.as_bytes());
+                }
             }
         }
         Ok(Bytes::from(out))
@@ -171,6 +225,12 @@ impl Rewriter {
             }
         }
     }
+}
+
+/// The text of a chunk.
+fn words(chunk: &Value) -> &str {
+    let text = chunk.pointer("/choices/0/delta/content");
+    text.and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Fits a choice to what came before it. True if it tells anything new.

@@ -205,6 +205,10 @@ impl Transcript {
         self.identity.clone().unwrap_or_default()
     }
 
+    pub(super) fn content(&self) -> &str {
+        &self.content
+    }
+
     pub(super) fn counted(&self) -> Counted {
         self.counted
     }

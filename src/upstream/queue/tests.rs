@@ -233,7 +233,7 @@ fn try_wait_in_class(lane: &Arc<Lane>, priority: Priority) -> Result<Waiting, No
         ..who(&format!("{priority:?}"))
     };
     let now = Instant::now();
-    lane.wait(who, &Tried::default(), now + SOON, now)
+    lane.wait(who, &Wish::default(), now + SOON, now)
 }
 
 #[tokio::test]
@@ -281,7 +281,7 @@ async fn in_its_part_of_the_line_a_low_crowd_gives_way_to_who_is_as_low() {
     };
     let now = Instant::now();
     let _alone = lane
-        .wait(alone, &Tried::default(), now + SOON, now)
+        .wait(alone, &Wish::default(), now + SOON, now)
         .unwrap();
     assert!(crowd.pop().unwrap().await.is_err());
     assert_eq!(lane.observed().waiting, 4);
