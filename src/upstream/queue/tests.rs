@@ -280,9 +280,7 @@ async fn in_its_part_of_the_line_a_low_crowd_gives_way_to_who_is_as_low() {
         ..who("alone")
     };
     let now = Instant::now();
-    let _alone = lane
-        .wait(alone, &Wish::default(), now + SOON, now)
-        .unwrap();
+    let _alone = lane.wait(alone, &Wish::default(), now + SOON, now).unwrap();
     assert!(crowd.pop().unwrap().await.is_err());
     assert_eq!(lane.observed().waiting, 4);
 }
