@@ -23,6 +23,7 @@ mod crash;
 mod credentials;
 mod docs;
 mod draining;
+mod emulated_faults;
 mod enveloped;
 mod failover;
 mod fair_queue;
