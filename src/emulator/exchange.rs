@@ -1,28 +1,24 @@
 //! Follows one request from its head to the script of its answer: key, balance,
 //! body, faults, slot, answer. Each of these is decided in a file of its own.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, SERVER, SET_COOKIE,
-};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
-use thiserror::Error;
 use uuid::Uuid;
 
 use super::account::{Account, Slot};
 use super::answer::Answer;
-use super::by_hand::Seized;
 use super::entry::Outcome;
 use super::fault::Faults;
 use super::line::Grip;
 use super::meter::{Meter, Pace};
+use super::performance::{Broken, Connection, perform};
 use super::playback::Playback;
 use super::prompt::Ask;
 use super::refusal::Refusal;
@@ -42,14 +38,8 @@ use super::{
 const MAX_BODY_BYTES: usize = 64 << 20;
 /// Header in which a request orders its own faults.
 const FAULT_HEADER: &str = "x-emulator-fault";
-const TRACE_HEADER: HeaderName = HeaderName::from_static("x-ds-trace-id");
 pub(super) const JSON: &str = "application/json";
-const EVENTS: &str = "text/event-stream; charset=utf-8";
-
-/// The connection is broken before the response head, as `reset` orders.
-#[derive(Debug, Error)]
-#[error("the emulator was ordered to break this connection")]
-pub(super) struct Broken;
+pub(super) const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// What is going to be answered.
 pub(super) struct Act {
@@ -158,102 +148,6 @@ pub(super) async fn answer(
         act = envelope::wrap(act);
     }
     perform(act, ticket, &trace, connection).await
-}
-
-/// On what an exchange is answered.
-struct Connection {
-    grip: Arc<Grip>,
-    version: Version,
-}
-
-/// Waits as the act wants, then gives its head with a body that plays the rest.
-async fn perform(
-    act: Act,
-    mut ticket: Ticket,
-    trace: &str,
-    connection: Connection,
-) -> Result<Response<Playback>, Broken> {
-    let Connection { grip, version } = connection;
-    let spoil = act.spoil;
-    if !spoil.delay.is_zero() {
-        tokio::time::sleep(spoil.delay).await;
-    }
-    if act.reset {
-        ticket.settle(Outcome::Fault);
-        grip.break_off();
-        return Err(Broken);
-    }
-    match act.script.opening {
-        // The client's leaving drops this future, and the ticket with it.
-        Opening::Never => never(ticket).await,
-        _ if spoil.replaces() => {}
-        Opening::Queued => {}
-        Opening::After(wait) => {
-            ticket.begin();
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-    let mut act = spoil.apply(act);
-    let headers = dressed(&act, trace);
-    if let Some(manual) = spoil.manual(act.status, &headers, &mut act.script.steps) {
-        if version == Version::HTTP_2 {
-            // There a stream is reset: the connection is not this exchange's own.
-            ticket.settle(Outcome::Fault);
-            return Err(Broken);
-        }
-        if let Some(status) = manual.status(act.status) {
-            ticket.status(status.as_u16());
-        }
-        let outcome = act.outcome;
-        grip.seize(Seized {
-            manual,
-            ticket,
-            outcome,
-        });
-        return Err(Broken);
-    }
-    ticket.status(act.status.as_u16());
-    let mut body = Playback::new(act.script.steps, ticket, act.outcome, grip);
-    if act.chunked {
-        body = body.chunked();
-    }
-    let mut response = Response::new(body);
-    *response.status_mut() = act.status;
-    *response.headers_mut() = headers;
-    Ok(response)
-}
-
-async fn never(ticket: Ticket) -> ! {
-    let _held = ticket;
-    match std::future::pending::<Infallible>().await {}
-}
-
-/// The headers that every answer of the real API has.
-fn dressed(act: &Act, trace: &str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(SERVER, HeaderValue::from_static("openresty"));
-    if let Ok(value) = HeaderValue::try_from(trace) {
-        headers.insert(TRACE_HEADER, value);
-    }
-    let cookie = format!("edge_session={trace}; Path=/; HttpOnly; Max-Age=1800");
-    if let Ok(value) = HeaderValue::try_from(cookie) {
-        headers.insert(SET_COOKIE, value);
-    }
-    if !act.content_type.is_empty() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(act.content_type));
-    }
-    if act.content_type == EVENTS {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    }
-    if act.spoil.gzip {
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    if let Some(seconds) = act.retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    headers
 }
 
 /// Everything between a whole request and its answer; waits for nothing.

@@ -29,6 +29,7 @@ mod lookup;
 mod messages;
 mod meter;
 mod models;
+mod performance;
 mod playback;
 mod prompt;
 mod refusal;
