@@ -28,9 +28,6 @@ const HIDDEN: &str = "[key]";
 /// An upstream's error body is read up to here; more is no error message.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
 
-/// How long the last word before a reset may take to get out.
-const LAST_WORD: Duration = Duration::from_millis(20);
-
 impl Gateway {
     /// The head for the tenant, and who is to watch the body.
     pub(super) fn build_answer(
@@ -281,59 +278,6 @@ impl Gateway {
         }
         self.end_attempt(ctx, outcome);
     }
-
-    /// The last word on a request that failed: a refusal if nothing was sent yet, the truth inside
-    /// the stream if something was.
-    pub(super) async fn give_up(
-        &self,
-        session: &mut Session,
-        error: &Error,
-        ctx: &mut Context,
-    ) -> FailToProxy {
-        self.end_attempt(ctx, "failed");
-        let gone = FailToProxy {
-            error_code: 0,
-            can_reuse_downstream: false,
-        };
-        ctx.put_client_back(session);
-        if *error.esource() == ErrorSource::Downstream || ctx.client_left() {
-            ctx.client_gone = true;
-            return gone;
-        }
-        if ctx.answer.begun {
-            if let Some(event) = ctx.tell_interruption() {
-                // Best effort; the connection is closed without a proper end either way.
-                let _ = session.write_response_body(Some(event), false).await;
-                let_out(&session.downstream_session).await;
-            }
-            return gone;
-        }
-        let refusal = ctx.refusal.take().unwrap_or_else(|| {
-            Refusal::new(Code::Internal, "The gateway failed to handle this request.")
-                .detail(error.etype().as_str())
-        });
-        if ctx.answer.opened {
-            // The client was told "200, in a moment": the truth follows as an event, and no end.
-            ctx.answer.status = StatusCode::OK.as_u16();
-            let event = refusal.event(ctx.family, ctx.request_id());
-            ctx.refusal = Some(refusal);
-            let event = Some(Bytes::from(event));
-            let _ = session.write_response_body(event, false).await;
-            let_out(&session.downstream_session).await;
-            return gone;
-        }
-        // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
-        let refusal = Refusal {
-            close: true,
-            ..refusal
-        };
-        let status = refusal.status().as_u16();
-        let told = self.refuse(session, ctx, refusal).await.is_ok();
-        FailToProxy {
-            error_code: if told { status } else { 0 },
-            can_reuse_downstream: false,
-        }
-    }
 }
 
 impl Context {
@@ -352,33 +296,6 @@ impl Context {
             opened,
             ..Answer::default()
         };
-    }
-
-    /// Marks the answer as interrupted; the event that says so, if this is a stream to which
-    /// nobody has said it yet.
-    fn tell_interruption(&mut self) -> Option<Bytes> {
-        self.answer.interrupted = true;
-        let Watch::Stream(scanner) = &mut self.answer.watch else {
-            return None;
-        };
-        let held = scanner.finish();
-        let said = scanner.seen().error.clone();
-        let refusal = Refusal::new(
-            Code::StreamInterrupted,
-            "The answer broke off; what came before this is incomplete.",
-        );
-        // An event that was cut in the middle must not swallow ours.
-        let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
-        let told = said
-            .as_ref()
-            .map(|error| format!("upstream said: kind={:?} code={:?}", error.kind, error.code));
-        let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
-        self.refusal = Some(Refusal { detail, ..refusal });
-        if said.is_some() {
-            // The upstream has told the client itself.
-            return held;
-        }
-        Some(join(held.unwrap_or_default(), Some(Bytes::from(event))))
     }
 }
 
@@ -489,15 +406,7 @@ fn client_fault(status: u16) -> Code {
     }
 }
 
-/// Before a stream is reset: an HTTP/2 reset throws away what is still queued, so the connection's
-/// task gets a moment to send the last word.
-async fn let_out(client: &ServerSession) {
-    if matches!(client, ServerSession::H2(_)) {
-        tokio::time::sleep(LAST_WORD).await;
-    }
-}
-
-fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
+pub(super) fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
     match second {
         None => first,
         Some(second) if first.is_empty() => second,

@@ -74,7 +74,8 @@ impl Gateway {
             .request_duration
             .with_label_values(&[surface, model])
             .observe(duration);
-        if let (Some(refusal), true) = (&ctx.refusal, ending != Ending::ClientGone) {
+        let told = ending != Ending::ClientGone && !ctx.answer.degraded;
+        if let (Some(refusal), true) = (&ctx.refusal, told) {
             metrics
                 .refusals
                 .with_label_values(&[surface, refusal.code.as_str()])
@@ -207,6 +208,8 @@ fn tries(ctx: &Context) -> Vec<Tried<'_>> {
 fn ending(ctx: &Context, failed: bool) -> Ending {
     if ctx.client_left() {
         Ending::ClientGone
+    } else if ctx.answer.degraded && ctx.answer.complete {
+        Ending::Complete
     } else if ctx.answer.interrupted {
         Ending::Interrupted
     } else if ctx.client_gone && ctx.answer.status == 0 {
