@@ -20,6 +20,8 @@ use crate::config::settings::Outlier;
 
 /// What is left to one that is strained, in thousandths.
 const STRAINED_SHARE: u32 = 500;
+/// One that is strained stays so for a while, or it would change with every outcome.
+const STRAIN_LASTS: Duration = Duration::from_secs(5);
 
 /// What the end of an attempt says of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +75,7 @@ struct Inner {
     pace: Pace,
     /// Since when.
     drained: Option<Instant>,
-    strained: Option<Instant>,
+    strained: Option<(Instant, Reason)>,
 }
 
 impl Condition {
@@ -134,8 +136,16 @@ impl Condition {
         Some(pass)
     }
 
-    /// The request that was let through shows first content; `took` if it was awaited.
-    pub fn first_content(&self, pass: Pass, took: Option<Duration>, now: Instant, terms: Terms) {
+    /// The request that was let through shows first content; `took` if it was awaited. Is it `slow`
+    /// beside the peers, a probe has failed.
+    pub fn first_content(
+        &self,
+        pass: Pass,
+        took: Option<Duration>,
+        slow: bool,
+        now: Instant,
+        terms: Terms,
+    ) {
         if took.is_none() && !pass.is_probe() {
             return;
         }
@@ -143,7 +153,11 @@ impl Condition {
         if let Some(took) = took {
             inner.pace.first_content(took, now);
         }
-        if let Some(change) = inner.gate.succeeded(pass, now, terms) {
+        let change = match slow {
+            true => inner.gate.failed(pass, now, terms, self.roll()),
+            false => inner.gate.succeeded(pass, now, terms),
+        };
+        if let Some(change) = change {
             self.changed(&mut inner, change, now, "");
         }
     }
@@ -221,6 +235,7 @@ impl Condition {
             tally: inner.window.tally(now),
             pace: inner.pace.estimate(now),
             out: inner.gate.is_out() || inner.drained.is_some(),
+            ramping: matches!(inner.gate.phase(), Phase::Ramp { .. }),
         }
     }
 
@@ -281,20 +296,23 @@ impl Condition {
         }
     }
 
-    /// It is near to being out of line, or no longer.
-    pub fn strain(&self, strained: bool, now: Instant) {
-        let mut inner = self.inner.lock();
-        if inner.strained.is_some() == strained {
+    /// It is near to being out of line, for a reason, or no longer.
+    pub fn strain(&self, strained: Option<Reason>, now: Instant) {
+        if strained.is_none() && self.plain.load(Ordering::Acquire) {
             return;
         }
-        inner.strained = strained.then_some(now);
+        let mut inner = self.inner.lock();
+        let (level, what, reason) = match (inner.strained, strained) {
+            (None, Some(reason)) => (Level::Warn, "does worse than it should", reason),
+            (Some((since, reason)), None) if now >= since + STRAIN_LASTS => {
+                (Level::Info, "is well again", reason)
+            }
+            _ => return,
+        };
+        inner.strained = strained.map(|reason| (now, reason));
         self.refresh(&inner);
         if inner.gate.phase() == Phase::In && inner.drained.is_none() {
-            let (level, what) = match strained {
-                true => (Level::Warn, "does worse than it should"),
-                false => (Level::Info, "is well again"),
-            };
-            self.tell(level, what, self.word(&inner), Reason::Errors, "");
+            self.tell(level, what, self.word(&inner), reason, "");
         }
     }
 
@@ -328,7 +346,9 @@ impl Condition {
         let own = (inner.gate.since(), inner.gate.reason(), until);
         let (since, reason, until) = match (inner.drained, inner.strained) {
             (Some(since), _) => (since, Some(Reason::Operator), None),
-            (None, Some(since)) if inner.gate.phase() == Phase::In => (since, own.1, own.2),
+            (None, Some((since, reason))) if inner.gate.phase() == Phase::In => {
+                (since, Some(reason), None)
+            }
             _ => own,
         };
         Shown {

@@ -253,6 +253,14 @@ fn an_account_that_falls_silent_leaves_while_others_answer() {
     assert_eq!(account(&lane, 0), "failing");
     let shown = lane.pool.accounts[0].state.condition.shown();
     assert_eq!(shown.reason, Some(Reason::Slow));
+    // A probe that is as slow is no recovery.
+    let later = now + 10 * SECOND;
+    for (after, took, expected) in [(0, 3 * SECOND, "failing"), (16, SECOND / 2, "ramping")] {
+        let later = later + after * SECOND;
+        let mut probe = lane.choose(&streamed(0), later).unwrap();
+        probe.report(Outcome::FirstContent, later + took);
+        assert_eq!(account(&lane, 0), expected);
+    }
 }
 
 #[test]

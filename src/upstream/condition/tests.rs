@@ -51,7 +51,8 @@ fn every_state_has_its_word() {
         assert_eq!(account.shown().state, "good");
     }
     let endpoint = condition(Kind::Endpoint, now);
-    endpoint.strain(true, now);
+    endpoint.strain(Some(Reason::Slow), now);
+    endpoint.strain(None, now + SECOND);
     assert_eq!(endpoint.shown().state, "degraded");
     let half = Standing::Open { permille: 500 };
     assert_eq!(endpoint.standing(now, terms), half);
