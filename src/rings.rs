@@ -138,14 +138,23 @@ const PURE: &[&str] = &[
     "downstream/resets.rs",
     "upstream/account.rs",
     "upstream/balance.rs",
+    "upstream/breaker",
+    "upstream/breaker.rs",
+    "upstream/condition.rs",
     "upstream/endpoint.rs",
     "upstream/fair_queue",
     "upstream/fair_queue.rs",
+    "upstream/gate",
+    "upstream/gate.rs",
     "upstream/governor",
     "upstream/governor.rs",
     "upstream/health.rs",
+    "upstream/outlier.rs",
+    "upstream/pace.rs",
     "upstream/retry.rs",
     "upstream/signing.rs",
+    "upstream/transitions.rs",
+    "upstream/window.rs",
 ];
 
 #[test]

@@ -4,7 +4,7 @@
 //! One short lock for each attempt and outcome; whoever only looks at one that is plainly well takes
 //! none.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -66,6 +66,8 @@ pub struct Condition {
     plain: AtomicBool,
     inner: Mutex<Inner>,
     teller: Teller,
+    /// Of what it is configured with; 0 for not yet.
+    fingerprint: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -90,6 +92,17 @@ impl Condition {
                 strained: None,
             }),
             teller,
+            fingerprint: AtomicU64::new(0),
+        }
+    }
+
+    /// It is configured with what has this fingerprint. If that is another than before, and it is
+    /// out for what that may have mended, it is tried again at once.
+    pub fn configure(&self, fingerprint: u64, mends: &[Reason], now: Instant) {
+        let fingerprint = fingerprint.max(1);
+        let before = self.fingerprint.swap(fingerprint, Ordering::AcqRel);
+        if before != 0 && before != fingerprint {
+            self.try_now(mends, Reason::Operator, now);
         }
     }
 
@@ -258,10 +271,10 @@ impl Condition {
         }
     }
 
-    /// If it is out, and `only` for that reason: it is tried again at once.
-    pub fn try_now(&self, only: Reason, reason: Reason, now: Instant) {
+    /// If it is out, and for one of these reasons: it is tried again at once.
+    pub fn try_now(&self, only: &[Reason], reason: Reason, now: Instant) {
         let mut inner = self.inner.lock();
-        if inner.gate.reason() == Some(only)
+        if inner.gate.reason().is_some_and(|it| only.contains(&it))
             && let Some(change) = inner.gate.try_now(reason, now)
         {
             self.changed(&mut inner, change, now, "");

@@ -283,3 +283,35 @@ fn states_outlive_a_reload() {
     let terms = newer.pool.watch().terms;
     assert_eq!(slot.state.condition.standing(now, terms), Standing::Closed);
 }
+
+#[test]
+fn an_account_that_was_refused_is_tried_again_with_another_key() {
+    let registry = Registry::default();
+    let with_key = |id: &str| {
+        let mut settings = with_rules(1, 1);
+        id.clone_into(&mut settings.accounts[0].key_id);
+        let [lane, _] = lanes(&registry, settings, 0);
+        lane
+    };
+    let lane = with_key("one");
+    send(&lane, 0, refused(401), Instant::now());
+    for (id, expected) in [("one", "dead"), ("two", "probing")] {
+        assert_eq!(account(&with_key(id), 0), expected);
+    }
+}
+
+#[test]
+fn when_only_the_operator_can_open_it_a_while_is_told() {
+    let lane = lane(with_rules(1, 1));
+    lane.pool.endpoints[0].state.drain(true);
+    let now = Instant::now();
+    let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
+    let retry_in = 30 * SECOND;
+    assert_eq!(closed, NoChoice::Closed { retry_in });
+    // Who has tried all that is there is told that, and not to wait.
+    lane.pool.endpoints[0].state.drain(false);
+    let mut tried = Wish::default();
+    tried.tried.accounts.push(0);
+    let none = lane.choose(&tried, now).map(|_| ()).unwrap_err();
+    assert_eq!(none, NoChoice::Exhausted);
+}
