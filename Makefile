@@ -58,6 +58,7 @@ advisories: ## check the dependencies against the RustSec database (fetches it: 
 # reference.yaml names certificates that nobody has; a unit test loads it instead.
 conf: export DEEPSEEK_API_KEY = sk-example
 conf: export DEEPSEEK_SECOND_API_KEY = sk-example-2
+conf: export ARK_API_KEY = ark-example
 conf: export TIDEGATE_ADMIN_TOKEN = example
 conf: ## check that the example configurations are valid as they stand
 	@.ci/install build

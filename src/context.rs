@@ -15,24 +15,26 @@ use pingora_proxy::Session;
 
 use crate::admission::estimate::{Learned, Prompt};
 use crate::admission::lease::Lease;
-use crate::config::settings::{AccountId, UpstreamId};
+use crate::config::settings::{AccountId, FailureClass, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
 use crate::identity::directory::Identity;
 use crate::identity::signed_request::body::HeldBack;
 use crate::relay::answer::AnswerScanner;
+use crate::relay::prelude::Prelude;
 use crate::relay::sse;
 use crate::relay::usage::Usage;
+use crate::relay::withheld::Withheld;
 use crate::request::body::Share;
 use crate::request::rate::RateLimits;
 use crate::request::refusal::{Family, Refusal};
 use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
-use crate::routing::route::Route;
+use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
-use crate::upstream::gate::Reason;
-use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried};
+use crate::upstream::clocks::{Clocks, Progress};
+use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
 
 /// Everything known of one request.
 pub struct Context {
@@ -47,6 +49,12 @@ pub struct Context {
     pub client: Option<IpAddr>,
     /// As the client spoke it.
     pub protocol: Version,
+    /// How long the whole request may take, if the client said so.
+    pub client_deadline: Option<Duration>,
+    /// Where the conversation's prefix is likely to be found again.
+    pub affinity: Option<u64>,
+    /// The body refers to files of the upstream's account.
+    pub names_files: bool,
     /// Bytes of the request body, once it was read whole.
     pub body_bytes: Option<usize>,
     _in_flight: RequestGuard,
@@ -84,7 +92,7 @@ pub struct Routed {
     /// `None` for calls that name no model.
     pub route: Option<Arc<Route>>,
     /// Where attempts may go, best first.
-    pub lanes: Vec<Arc<Lane>>,
+    pub variants: Vec<Variant>,
     pub body: Outbound,
     pub expected: Expected,
     pub stream: bool,
@@ -139,8 +147,9 @@ pub enum Outbound {
 #[derive(Default)]
 pub struct Attempts {
     pub made: u32,
+    /// With the variant that is asked.
     pub tried: Tried,
-    /// Index into [`Routed::lanes`].
+    /// Index into [`Routed::variants`].
     pub lane: usize,
     pub current: Option<Attempt>,
     /// Time spent waiting for places, over all attempts.
@@ -149,8 +158,18 @@ pub struct Attempts {
     pub stale: u32,
     /// The last failure may be followed by another attempt.
     pub again: bool,
-    /// Where the last ended attempt went, for the record.
-    pub last: Option<Names>,
+    /// The variant that the last one went to.
+    pub asked: Option<usize>,
+    /// What the last one failed with.
+    pub failed: Option<FailureClass>,
+    /// The next one does not begin before this.
+    pub pause_until: Option<Instant>,
+    /// After which time an upstream that is closed now may be asked, if one is.
+    pub reopens: Option<Duration>,
+    /// Those before it.
+    pub earlier: Vec<Try>,
+    /// The last one that has ended, for the record.
+    pub last: Option<Try>,
     /// It ended because the client left, with the upstream at work.
     pub left_at_work: bool,
 }
@@ -164,11 +183,35 @@ pub struct Names {
     pub model: String,
 }
 
+/// How far an attempt has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The request's head is on its way.
+    Sent,
+    /// The answer's head is there.
+    Head,
+    /// Something came that shows that the upstream is alive, and no more.
+    KeepAlive,
+    /// More than that, and no content yet.
+    Begun,
+    Content,
+}
+
+/// An attempt that has ended.
+pub struct Try {
+    pub names: Names,
+    /// The label of `tidegate_attempts_total`.
+    pub outcome: &'static str,
+    pub took: Duration,
+}
+
 /// The try that is under way.
 pub struct Attempt {
     pub chosen: Chosen,
     pub lane: Arc<Lane>,
     pub began: Instant,
+    pub clocks: Clocks,
+    pub progress: Progress,
     /// The request head went out: from here on a failure may have cost money.
     pub sent: bool,
     /// An answer's head came in: the connection was alive.
@@ -180,10 +223,16 @@ pub struct Attempt {
 pub struct Answer {
     /// Status sent to the client; 0 until an answer, an upstream's or ours, is decided.
     pub status: u16,
-    /// The head of a stream and comments were sent while the request waited; whatever comes, comes
-    /// as events.
+    /// The client has a head, and after it nothing but signs of life: whatever comes, comes under
+    /// this head, and errors as events.
     pub opened: bool,
+    /// More than that is on its way to the client: no other upstream can take over unnoticed.
+    pub begun: bool,
     pub watch: Watch,
+    /// What of a stream waits for its first content.
+    pub prelude: Prelude,
+    /// What of an answer in one piece waits for its end.
+    pub withheld: Withheld,
     pub first_content: Option<Instant>,
     pub last_piece: Option<Instant>,
     pub gaps: Option<prometheus::Histogram>,
@@ -191,6 +240,8 @@ pub struct Answer {
     /// The proper end was seen and passed on.
     pub complete: bool,
     pub interrupted: bool,
+    /// The configured answer goes out in place of a model's.
+    pub degraded: bool,
 }
 
 /// Who looks at the answer's bytes.
@@ -209,6 +260,21 @@ pub enum Watch {
 }
 
 impl Attempts {
+    /// Where the last one went that has ended.
+    pub fn last_names(&self) -> Option<&Names> {
+        self.last.as_ref().map(|last| &last.names)
+    }
+
+    /// Writes down how an attempt went.
+    pub fn ended(&mut self, names: Names, outcome: &'static str, took: Duration) {
+        let ended = Try {
+            names,
+            outcome,
+            took,
+        };
+        self.earlier.extend(self.last.replace(ended));
+    }
+
     /// Goes on to the next variant, with nothing tried there yet.
     pub fn next_lane(&mut self) {
         self.lane += 1;
@@ -225,33 +291,10 @@ impl Attempt {
         self.lane.pool.endpoints.get(self.chosen.endpoint)
     }
 
-    /// The account has answered 429, and is not to be asked for this model for so long.
-    pub fn tell_rate_limited(&self, now: Instant, pause: Duration) {
-        let (lane, account) = (&self.lane, self.chosen.account);
-        lane.rate_limited(account, self.began, now);
-        lane.rest(account, now, pause);
-    }
-
     /// Does the account rest for this model, after a 429?
     pub fn rests_for_model(&self, now: Instant) -> bool {
         let mut rests = self.lane.rests(now);
         rests.nth(self.chosen.account).unwrap_or(false)
-    }
-
-    /// The account is not to be asked for anything for so long.
-    pub fn rest_account(&self, now: Instant, pause: Duration) {
-        if let Some(account) = self.account_slot() {
-            let until = Some(now + pause);
-            let condition = &account.state.condition;
-            condition.leave_until(Reason::Refused, "", until, now);
-        }
-    }
-
-    /// The account has sent its first content.
-    pub fn tell_first_content(&self, now: Instant) {
-        let took = now.saturating_duration_since(self.began);
-        let (lane, account) = (&self.lane, self.chosen.account);
-        lane.first_content(account, took, self.began, now);
     }
 
     pub fn names(&self) -> Names {
@@ -282,6 +325,9 @@ impl Context {
             connection: None,
             client: None,
             protocol: Version::HTTP_11,
+            client_deadline: None,
+            affinity: None,
+            names_files: false,
             body_bytes: None,
             _in_flight: in_flight,
             shown: None,
@@ -312,6 +358,83 @@ impl Context {
     pub fn upstream_at_work(&self, is: bool) {
         if let Some(behind) = &self.behind {
             behind.at_work(is);
+        }
+    }
+
+    /// Spread over all numbers, and another one for each attempt.
+    pub fn random(&self) -> u64 {
+        // The lower half of the request's number is random; a step of SplitMix64 stirs it.
+        let low = self.request_number as u64;
+        let state =
+            low.wrapping_add(u64::from(self.attempts.made).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The variant that is to be asked next.
+    pub fn variant(&self) -> Option<Variant> {
+        self.routed()?.variants.get(self.attempts.lane).cloned()
+    }
+
+    /// The clocks of an attempt with this lane.
+    pub fn clocks(&self, lane: &Lane) -> Clocks {
+        let routed = self.routed();
+        let model = routed.and_then(|routed| Some(routed.route.as_ref()?.deadlines));
+        let tenant = routed.map(|routed| routed.identity.tenant.deadlines);
+        let streamed = routed.is_some_and(|routed| routed.stream);
+        Clocks::new(
+            &lane.pool.settings.timeouts,
+            &model.unwrap_or_default(),
+            &tenant.unwrap_or_default(),
+            self.client_deadline,
+            streamed,
+        )
+    }
+
+    /// What is asked of a lane for this request.
+    pub fn wish_for(&self, lane: &Lane) -> Wish {
+        let files = self.snapshot.files.as_ref();
+        let holds_files = |files: &&Arc<Lane>| files.pool.settings.id == lane.pool.settings.id;
+        Wish {
+            tried: self.attempts.tried.clone(),
+            key: self.affinity,
+            // All files lie with the first account of their upstream.
+            pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
+            streamed: self.routed().is_some_and(|routed| routed.stream),
+        }
+    }
+
+    /// Is the time for the request as a whole over?
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.ends_by().is_some_and(|end| end <= now)
+    }
+
+    /// When the request as a whole must be over, with the variant that is asked next.
+    pub fn ends_by(&self) -> Option<Instant> {
+        let variant = self.variant()?;
+        Some(self.clocks(&variant.lane).ends(self.started))
+    }
+
+    /// The attempt has moved on, and with it the deadline that is looked at.
+    pub fn moved(&mut self, step: Step, now: Instant) {
+        let Some(attempt) = &mut self.attempts.current else {
+            return;
+        };
+        let progress = &mut attempt.progress;
+        match step {
+            Step::Sent => progress.sent_at = Some(now),
+            Step::Head => progress.head_at = Some(now),
+            Step::KeepAlive => progress.kept_alive_at = Some(now),
+            Step::Begun => progress.begun_at = progress.begun_at.or(Some(now)),
+            Step::Content => {
+                progress.begun_at = progress.begun_at.or(Some(now));
+                progress.last_content_at = Some(now);
+            }
+        }
+        if let Some(behind) = &self.behind {
+            let (deadline, _) = attempt.clocks.next(&attempt.progress);
+            behind.wait_until(Some(deadline));
         }
     }
 

@@ -144,11 +144,11 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.judge_head(head, ctx)
+        self.judge_head(session, head, ctx)
     }
 
     async fn response_filter(
@@ -184,12 +184,12 @@ impl ProxyHttp for Gateway {
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
-        session: &mut Session,
+        _session: &mut Session,
         error: Box<Error>,
         ctx: &mut Context,
         reused: bool,
     ) -> Box<Error> {
-        self.broken_off(session, ctx, error, reused)
+        self.broken_off(ctx, error, reused)
     }
 
     async fn fail_to_proxy(

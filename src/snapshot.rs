@@ -24,7 +24,7 @@ use crate::identity::standing::Standing;
 use crate::ledger::price::PriceTable;
 use crate::request::edit::JsonText;
 use crate::request::head::HeadLimits;
-use crate::routing::route::{Route, Routes};
+use crate::routing::route::{self, Route, Routes};
 use crate::upstream::pool::{Lane, Pool, PoolError, Registry};
 
 /// Why settings cannot be made ready.
@@ -89,10 +89,14 @@ impl Snapshot {
         };
         let routes = settings.models.values().map(|model| Route {
             model: model.name.clone(),
-            lanes: model
+            variants: model
                 .variants
                 .iter()
-                .filter_map(|variant| lane(&variant.upstream, &variant.model))
+                .filter_map(|variant| {
+                    let lane = lane(&variant.upstream, &variant.model)?;
+                    let on = variant.on.clone().map(Arc::new);
+                    Some(route::Variant { lane, on })
+                })
                 .collect(),
             set: model
                 .set
@@ -101,6 +105,9 @@ impl Snapshot {
                 .collect(),
             most_output: most_output(&model.set),
             usual_output: model.usual_output_tokens,
+            deadlines: model.deadlines,
+            degraded: model.degraded.clone(),
+            resume: model.resume,
         });
         let routes = Routes::new(routes.collect::<Vec<_>>());
         let of_account = |upstream: &Option<UpstreamId>| {

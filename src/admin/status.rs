@@ -123,6 +123,7 @@ fn refresh_line(metrics: &Metrics, lane: &Lane) {
         ("granted", observed.granted),
         ("client_gone", observed.left),
         ("queue_full", observed.queue_full),
+        ("shed", observed.shed),
         ("too_long", observed.too_long),
         ("late", observed.late),
         ("exhausted", observed.exhausted),

@@ -4,11 +4,13 @@
 
 mod accounting;
 mod costs;
+mod deadlines;
 mod envelope;
 mod identity;
 mod listeners;
 mod models;
 mod plans;
+mod resilience;
 mod server;
 mod signing;
 mod store;
@@ -25,7 +27,7 @@ use super::file::{self, File, Surface};
 use super::mistake::{KeyPath, Report, quoted};
 use super::nearest::hint;
 use super::secret::{REFERENCE_FORM, Secret, SecretError, SecretText, Sources};
-use super::settings::{LogFormat, Logging, Profile, Retry, Settings, UpstreamId};
+use super::settings::{LogFormat, Logging, Profile, Settings, UpstreamId};
 use super::text::{DurationText, SizeText, format_duration, format_size};
 
 /// The longest duration that may be configured. Whoever means "never" shall not find out by a
@@ -61,10 +63,7 @@ pub fn check<'a>(
         },
         server: Arc::new(check.server(file)),
         logging: logging(&file.logging),
-        retry: Retry {
-            attempts: file.retry.attempts,
-            ..Retry::default()
-        },
+        retry: check.retry(&file.retry),
         identity: check.identity(file),
         accounting: check.accounting(file),
         queue: check.queue(&file.queue),

@@ -7,9 +7,11 @@
 //! named in `Required`; the walk in [`super::shape`] sees to it before these types are filled.
 
 mod accounting;
+mod deadlines;
 mod envelope;
 mod identity;
 mod plans;
+mod resilience;
 mod server;
 mod store;
 mod upstream;
@@ -24,6 +26,7 @@ use serde_json::{Map, Value};
 use super::networks::NetworkText;
 use super::settings::DEFAULT_PLAN;
 pub use accounting::{Accounting, Day, Peak, PeakHours, Price};
+pub use deadlines::{Deadlines, FIRST_BYTE, FIRST_CONTENT, GAP, QUEUED, Timeouts};
 pub use envelope::{Code, Envelope};
 pub use identity::{
     ApiKey, ClientCertificate, Credential, CredentialKind, Identity, SignedRequest, SignedRequests,
@@ -33,6 +36,10 @@ pub use plans::{
     Amount, CutCharge, Group, ModelLimits, OnDisconnect, Plan, Priority, Queue, SurfaceLimits,
     Written,
 };
+pub use resilience::{
+    Affinity, AffinityRules, Breaker, BreakerRules, ClassText, Credit, CreditRules, Degraded,
+    Outlier, OutlierRules, Retry,
+};
 pub use server::{
     Admin, CipherPolicy, ClientCertificates, Forwarding, Limits, Listener, ListenerTls, STATE_DIR,
     Server, TlsFiles, TlsVersion,
@@ -40,12 +47,8 @@ pub use server::{
 pub use store::{Fail, OwnStore, Redis, SharedStore, Store};
 pub use upstream::{
     Account, Auth, Dialect, Encoding, Endpoint, Governor, GovernorRules, Health, Probe, Protocol,
-    Signing, Surface, Timeouts, TimestampUnit, Upstream, UpstreamTls,
+    Signing, Surface, TimestampUnit, Upstream, UpstreamTls, WEIGHT,
 };
-
-/// Attempts per request, the first included. Two: one account or endpoint may fail unseen, and a
-/// provider in trouble gets at most twice its traffic.
-pub const RETRY_ATTEMPTS: u32 = 2;
 
 /// Tokens. Half of what DeepSeek's models write to a long question; the real usage is soon known.
 pub const USUAL_OUTPUT_TOKENS: u64 = 2_048;
@@ -139,23 +142,6 @@ pub enum LogFormat {
     Text,
 }
 
-/// When a request is tried again: only before any content was sent to the client.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Retry {
-    /// Attempts in all, the first included.
-    #[schemars(range(min = 1, max = 5))]
-    pub attempts: u32,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            attempts: RETRY_ATTEMPTS,
-        }
-    }
-}
-
 /// Someone who may use the gateway.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -187,6 +173,8 @@ pub struct Tenant {
     pub plan: String,
     /// Id of one of `groups`, whose limits hold besides those of the plan. Without it, none.
     pub group: Option<String>,
+    /// Clocks of this tenant's requests, over those of the model.
+    pub deadlines: Deadlines,
 }
 
 impl Default for Tenant {
@@ -205,6 +193,7 @@ impl Default for Tenant {
             allow_from: None,
             plan: DEFAULT_PLAN.to_owned(),
             group: None,
+            deadlines: Deadlines::default(),
         }
     }
 }
@@ -213,7 +202,7 @@ impl Default for Tenant {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Model {
-    /// Upstream models that serve this name.
+    /// Upstream models that serve this name, in the order in which they are asked.
     pub variants: Option<Vec<Variant>>,
     /// Another public name with variants, which then serves this one too.
     pub alias: Option<String>,
@@ -224,6 +213,17 @@ pub struct Model {
     /// answers have shown what is usual. Without it, 2048; for an alias, that of its target.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub usual_output_tokens: Option<u64>,
+    /// Clocks of requests for this model, over those of the upstream. For an alias each that is not
+    /// written is that of its target.
+    pub deadlines: Deadlines,
+    /// Answered when nothing that serves the model is left. Without it, a 503; for an alias, that of
+    /// its target.
+    pub degraded: Option<Degraded>,
+    /// How often a stream that broke is gone on with at another account, by prefix completion; it
+    /// needs a variant at an upstream of dialect `deepseek`. Without it, 0: it ends as broken; for an
+    /// alias, that of its target.
+    #[schemars(range(min = 0, max = 2))]
+    pub resume: Option<u32>,
 }
 
 /// One upstream model.
@@ -235,6 +235,10 @@ pub struct Variant {
     pub upstream: String,
     /// The name that upstream knows the model by.
     pub model: String,
+    /// After which failures of the variants before it this one is asked. Without it, after any. One
+    /// whose predecessors cannot be asked at all is asked in any case. Not on the first variant.
+    #[schemars(length(min = 1))]
+    pub on: Option<Vec<ClassText>>,
 }
 
 /// The upstream that serves a surface which belongs to no model.

@@ -3,6 +3,7 @@ mod accounting;
 mod hostile;
 mod identity;
 mod plans;
+mod resilience;
 mod shipped;
 mod store;
 
@@ -35,6 +36,7 @@ fn environment(name: &str) -> Option<OsString> {
         "OTHER"
         | "TIDEGATE_ADMIN_TOKEN"
         | "DEEPSEEK_SECOND_API_KEY"
+        | "ARK_API_KEY"
         | "TIDEGATE_REDIS_PASSWORD" => "sk-two",
         "LONG_ONE" => "long-0123456789abcdef0123456789abcdef",
         "TIDEGATE_PEPPER" => "pepper-0123456789abcdef0123456789abcdef",
@@ -92,7 +94,7 @@ fn the_least_configuration_gets_all_defaults_and_no_warning() {
     assert_eq!(loaded.digest.len(), 64);
     let settings = loaded.settings;
     assert_eq!(settings.server.limits.max_request_body, 32 << 20);
-    assert_eq!(settings.retry.attempts, 2);
+    assert_eq!(settings.retry.attempts, 3);
     assert_eq!(settings.profile, Profile::Production);
     assert_eq!(settings.server.watch_configuration, Duration::ZERO);
     let upstream = &settings.upstreams[0];
@@ -192,7 +194,7 @@ upstreams: [{ id: u, endpoints: [{ url: x, weight: 0 }], tls: { min_version: 1.2
         "tidegate.yaml:4: server.limits.max_head: \"64Kib\" is not of that form; expected a size such as 512B, 64KiB, 8MiB or 1GiB",
         "tidegate.yaml:5: logging.level: \"warning\"; expected one of error, warn, info, debug, trace",
         "tidegate.yaml:5: logging.acces: unknown key; allowed here: level, format, access; did you mean \"access\"?",
-        "tidegate.yaml:7: tenants[0].modles: unknown key; allowed here: id, enabled, models, balance, files, credentials, accept, allow_from, plan, group; did you mean \"models\"?",
+        "tidegate.yaml:7: tenants[0].modles: unknown key; allowed here: id, enabled, models, balance, files, credentials, accept, allow_from, plan, group, deadlines; did you mean \"models\"?",
         "tidegate.yaml:7: tenants[0].models: missing; this key is required",
         "tidegate.yaml:10: upstreams[0].endpoints[0].weight: 0; expected a whole number from 1 to 1000",
         "tidegate.yaml:10: upstreams[0].tls.min_version: the number 1.2; text is wanted here, and without quotes this is a number: write \"1.2\"",

@@ -20,7 +20,7 @@ use crate::request::rate::{self as rates, Gauge, RateLimits};
 use crate::request::refusal::{Code, LimitNote, Refusal};
 use crate::request::scan::Fields;
 use crate::request::surface::Surface;
-use crate::routing::route::Route;
+use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 
 /// The longest wait that is told: above it, OpenAI's Python SDK gives up at once instead of waiting.
@@ -148,7 +148,7 @@ fn amounts(
         None => learned.completion(route.usual_output),
     };
     let completion = completion.saturating_mul(routed.expected.choices);
-    let rates = routed.lanes.iter().filter_map(|lane| {
+    let rates = routed.variants.iter().filter_map(|Variant { lane, .. }| {
         let prices = snapshot.prices.of(&lane.pool.settings.id, &lane.model);
         prices.rates_at(at)
     });

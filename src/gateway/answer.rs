@@ -13,13 +13,15 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
 use super::verdict::is_stream;
-use crate::context::{Attempt, Context, Routed, Watch};
+use crate::config::settings::FailureClass;
+use crate::context::{Answer, Attempt, Context, Routed, Step, Watch};
 use crate::relay::answer::AnswerScanner;
 use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::Surface;
+use crate::upstream::pool::Outcome;
 
 /// Stands where a key stood.
 const HIDDEN: &str = "[key]";
@@ -37,6 +39,7 @@ impl Gateway {
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        ctx.answer.opened |= head_is_out(session);
         let status = match head.status.as_u16() {
             // Under a head that was sent before, an error is an event.
             _ if ctx.answer.opened => StatusCode::OK,
@@ -46,10 +49,13 @@ impl Gateway {
         if !ctx.client_left() {
             ctx.answer.status = status.as_u16();
         }
-        ctx.answer.first_content = None;
-        ctx.answer.last_piece = None;
-        ctx.refusal = None;
         ctx.answer.watch = watch(head, ctx.routed());
+        ctx.refusal = None;
+        // Without a session in the client's place nothing is held back.
+        let flows = ctx.behind.is_none() || matches!(ctx.answer.watch, Watch::Nothing);
+        if flows {
+            ctx.begin_answer();
+        }
         ctx.answer.gaps = match &ctx.answer.watch {
             Watch::Stream(_) => Some(self.metrics.gaps(ctx.model().unwrap_or_default())),
             _ => None,
@@ -84,8 +90,8 @@ impl Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let now = Instant::now();
-        check_clocks(ctx, now)?;
-        if session.response_written().is_some() {
+        self.check_clocks(ctx, now)?;
+        if ctx.answer.begun && head_is_out(session) {
             // There is no other attempt from here on: a long stream need not hold its question.
             ctx.let_go_of_body();
         }
@@ -100,17 +106,21 @@ impl Gateway {
             Watch::Nothing => piece,
             Watch::Whole(scanner) => {
                 scanner.feed(&piece);
-                piece
+                let step = match scanner.seen().begun {
+                    true => Step::Content,
+                    false => Step::KeepAlive,
+                };
+                let out = ctx.answer.withheld.pass(piece);
+                if ctx.answer.withheld.is_over() {
+                    ctx.begin_answer();
+                }
+                ctx.moved(step, now);
+                self.check_clocks(ctx, now)?;
+                out
             }
             Watch::Stream(scanner) => {
                 let out = scanner.feed(piece);
-                if ctx.answer.first_content.is_none() && scanner.seen().first_content {
-                    ctx.answer.first_content = Some(now);
-                    if let Some(attempt) = &ctx.attempts.current {
-                        attempt.tell_first_content(now);
-                    }
-                }
-                out
+                self.follow(ctx, out, now)?
             }
             Watch::Error { gathered, .. } => {
                 let room = ERROR_BODY_LIMIT
@@ -125,10 +135,73 @@ impl Gateway {
         Ok(())
     }
 
+    /// Deadlines are looked at where the client is listened for; but not while somebody is written
+    /// to, and without a session in the client's place not at all.
+    ///
+    /// # Errors
+    /// If one is over.
+    fn check_clocks(&self, ctx: &Context, now: Instant) -> Result<()> {
+        let attempt = ctx.attempts.current.as_ref();
+        match attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) {
+            None => Ok(()),
+            Some(late) => {
+                Error::e_explain(ErrorType::ReadTimedout, late.as_str()).map_err(Error::into_up)
+            }
+        }
+    }
+
+    /// What may go out of a stream's fragment that was read, before its content nothing but whole
+    /// comments; what it says about the attempt.
+    ///
+    /// # Errors
+    /// If it failed before its content, and may be tried again.
+    fn follow(&self, ctx: &mut Context, out: Bytes, now: Instant) -> Result<Bytes> {
+        let Watch::Stream(scanner) = &ctx.answer.watch else {
+            return Ok(out);
+        };
+        let seen = scanner.seen();
+        let (content, progress) = (seen.first_content, seen.progress);
+        if ctx.answer.begun {
+            if progress {
+                ctx.moved(Step::Content, now);
+            }
+            return Ok(out);
+        }
+        let begun = seen.begun;
+        let failed = match &seen.error {
+            _ if content => None,
+            Some(_) => Some(FailureClass::ErrorInAnswer),
+            None if gave_up(&ctx.answer.watch) => Some(FailureClass::NoResources),
+            None => None,
+        };
+        let step = match begun {
+            _ if content => Step::Content,
+            true => Step::Begun,
+            false => Step::KeepAlive,
+        };
+        ctx.moved(step, now);
+        if !content {
+            if let Some(class) = failed {
+                return Err(self.fail_in_answer(ctx, class));
+            }
+            let held = ctx.answer.prelude.pass(out, false);
+            if ctx.answer.prelude.is_open() {
+                ctx.begin_answer();
+            }
+            return Ok(held);
+        }
+        ctx.answer.first_content = Some(now);
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(Outcome::FirstContent, now);
+        }
+        ctx.begin_answer();
+        Ok(ctx.answer.prelude.pass(out, true))
+    }
+
     /// The upstream says that this was all. Was it?
     fn finish(&self, out: Bytes, ctx: &mut Context) -> Result<Bytes> {
-        let (out, proper) = match &mut ctx.answer.watch {
-            Watch::Nothing => (out, true),
+        let (out, fault) = match &mut ctx.answer.watch {
+            Watch::Nothing => (out, None),
             Watch::Error { status, gathered } => {
                 let attempt = ctx.attempts.current.as_ref();
                 let refusal = upstream_error(*status, gathered, keys(attempt));
@@ -138,36 +211,75 @@ impl Gateway {
                     false => refusal.body(ctx.family, id),
                 };
                 ctx.refusal = Some(refusal);
-                (Bytes::from(told), true)
+                (Bytes::from(told), None)
             }
             Watch::Whole(scanner) => {
-                if !scanner.seen().complete {
-                    return Error::e_explain(
-                        ErrorType::ConnectionClosed,
-                        "the answer ended in the middle of its JSON",
-                    )
-                    .map_err(Error::into_up);
-                }
-                (out, true)
+                let seen = scanner.seen();
+                let fault = match &seen.error {
+                    _ if !seen.begun => Some(FailureClass::Cut),
+                    _ if scanner.seen().foreign => Some(FailureClass::Garbage),
+                    _ if !seen.complete => Some(FailureClass::Cut),
+                    Some(_) => Some(FailureClass::ErrorInAnswer),
+                    None if seen.finish_reason.is_some_and(FinishReason::is_failure) => {
+                        Some(FailureClass::NoResources)
+                    }
+                    None => None,
+                };
+                (join(ctx.answer.withheld.finish(), Some(out)), fault)
             }
             Watch::Stream(scanner) => {
                 let out = join(out, scanner.finish());
-                (out, scanner.seen().ended)
+                let seen = scanner.seen();
+                let fault = match seen.ended {
+                    false if scanner.seen().foreign => Some(FailureClass::Garbage),
+                    false => Some(FailureClass::Cut),
+                    true => None,
+                };
+                let held = ctx.answer.prelude.finish();
+                (join(held.unwrap_or_default(), Some(out)), fault)
             }
         };
-        if proper {
+        let Some(fault) = fault else {
+            self.succeed(ctx);
+            return Ok(out);
+        };
+        if ctx.answer.begun {
+            self.failed_after_content(ctx, fault);
+            if matches!(ctx.answer.watch, Watch::Stream(_)) {
+                let told = ctx.tell_interruption();
+                return Ok(join(out, told));
+            }
+            let error = Error::explain(ErrorType::ConnectionClosed, "half an answer");
+            return Err(error.into_up());
+        }
+        let error = self.fail_in_answer(ctx, fault);
+        let says_so = matches!(ctx.answer.watch, Watch::Whole(_));
+        if fault == FailureClass::NoResources && says_so && !error.retry() {
+            // Part of an answer that says so itself is better than none.
+            ctx.refusal = None;
             ctx.answer.complete = true;
-            let outcome = match &ctx.answer.watch {
-                Watch::Error { .. } => "client_error",
-                _ if gave_up(&ctx.answer.watch) => "gave_up",
-                _ => "ok",
-            };
-            self.end_attempt(ctx, outcome);
+            ctx.begin_answer();
             return Ok(out);
         }
-        self.end_attempt(ctx, "cut");
-        let told = ctx.tell_interruption();
-        Ok(join(out, told))
+        Err(error)
+    }
+
+    /// The answer came to its proper end.
+    fn succeed(&self, ctx: &mut Context) {
+        ctx.begin_answer();
+        ctx.answer.complete = true;
+        let outcome = match &ctx.answer.watch {
+            Watch::Error { .. } => "client_error",
+            _ if gave_up(&ctx.answer.watch) => {
+                self.failed_after_content(ctx, FailureClass::NoResources);
+                return;
+            }
+            _ => "ok",
+        };
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(Outcome::Complete, Instant::now());
+        }
+        self.end_attempt(ctx, outcome);
     }
 
     /// The last word on a request that failed: a refusal if nothing was sent yet, the truth inside
@@ -188,7 +300,7 @@ impl Gateway {
             ctx.client_gone = true;
             return gone;
         }
-        if ctx.has_begun(session.response_written()) {
+        if ctx.answer.begun {
             if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.
                 let _ = session.write_response_body(Some(event), false).await;
@@ -225,11 +337,21 @@ impl Gateway {
 }
 
 impl Context {
-    /// Is an upstream's answer on its way to the client? What was `written` may be an interim head,
-    /// or our own while the request waited.
-    pub(super) fn has_begun(&self, written: Option<&ResponseHeader>) -> bool {
-        let only_ours = self.answer.opened && self.answer.status == 0;
-        !only_ours && written.is_some_and(|head| !head.status.is_informational())
+    /// From here on this answer, and no other, goes to the client.
+    pub(super) fn begin_answer(&mut self) {
+        self.answer.begun = true;
+        if let Some(behind) = &self.behind {
+            behind.open(true);
+        }
+    }
+
+    /// What an attempt that failed before its content left behind.
+    pub(super) fn forget_answer(&mut self) {
+        let opened = self.answer.opened;
+        self.answer = Answer {
+            opened,
+            ..Answer::default()
+        };
     }
 
     /// Marks the answer as interrupted; the event that says so, if this is a stream to which
@@ -260,22 +382,10 @@ impl Context {
     }
 }
 
-/// Deadlines that only show when something arrives; keep-alives see to it that something does.
-/// Silence is bounded by the connection's read timeout.
-fn check_clocks(ctx: &Context, now: Instant) -> Result<()> {
-    let Some(attempt) = &ctx.attempts.current else {
-        return Ok(());
-    };
-    let timeouts = &attempt.lane.pool.settings.timeouts;
-    let spent = now.saturating_duration_since(attempt.began);
-    let waiting =
-        matches!(ctx.answer.watch, Watch::Stream(_)) && ctx.answer.first_content.is_none();
-    let late = match (waiting, spent) {
-        (_, spent) if spent > timeouts.total => "the whole answer took too long",
-        (true, spent) if spent > timeouts.first_content => "the first content took too long",
-        _ => return Ok(()),
-    };
-    Error::e_explain(ErrorType::ReadTimedout, late).map_err(Error::into_up)
+/// Has the client a final head?
+pub(super) fn head_is_out(session: &Session) -> bool {
+    let written = session.response_written();
+    written.is_some_and(|head| !head.status.is_informational())
 }
 
 /// A proper end that is a failure all the same (`finish_reason`, create-chat-completion page).

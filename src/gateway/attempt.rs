@@ -15,15 +15,19 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::intake::{altered, refit};
 use super::verdict::{refused, unreachable};
-use crate::context::{Attempt, Context, Outbound, Stage};
+use crate::context::{Attempt, Context, Outbound, Stage, Step};
 use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
+use crate::routing::route::Variant;
+use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::{Chosen, Lane, NoChoice, Wish};
+use crate::upstream::pool::{Chosen, Lane, NoChoice};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
+/// What somebody who is tried out may take until the first content.
+const PROBE_CONTENT: Duration = Duration::from_secs(10);
 /// What a client is asked to wait when every account is at its ceiling, at least and at most.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -36,26 +40,29 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<Box<HttpPeer>> {
-        let lanes = ctx
-            .routed()
-            .map(|routed| routed.lanes.clone())
-            .unwrap_or_default();
+        if let Some(until) = ctx.attempts.pause_until.take() {
+            self.pause(session, ctx, until).await?;
+        }
         let mut turned_away = None;
         loop {
             let now = Instant::now();
-            if let Some(peer) = seek(ctx, &lanes, now) {
+            if ctx.is_over(now) {
+                ctx.refusal = Some(out_of_time());
+                return Err(refused(ctx));
+            }
+            if let Some(peer) = self.seek(ctx, now) {
                 self.metrics.own_work("choose", now.elapsed());
                 return Ok(peer);
             }
-            let Some(lane) = lanes.get(ctx.attempts.lane) else {
+            let Some(Variant { lane, .. }) = ctx.variant() else {
                 // A failure of an earlier attempt says more than "nothing is left".
-                let no = turned_away.map_or_else(unreachable, at_ceiling);
+                let no = turned_away.map_or_else(|| closed(ctx.attempts.reopens), at_ceiling);
                 ctx.refusal.get_or_insert(no);
                 return Err(refused(ctx));
             };
-            match self.wait_for_place(session, ctx, lane).await? {
+            match self.wait_for_place(session, ctx, &lane).await? {
                 Ok(chosen) => {
-                    if let Some(peer) = begin(ctx, lane, chosen, Instant::now()) {
+                    if let Some(peer) = self.start(ctx, &lane, chosen, Instant::now()) {
                         return Ok(peer);
                     }
                 }
@@ -65,6 +72,89 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    /// Takes a free place with the first variant that has one. If none has, the context is left at
+    /// the first one that is only full, or behind the last one.
+    fn seek(&self, ctx: &mut Context, now: Instant) -> Option<Box<HttpPeer>> {
+        let mut full = None;
+        while let Some(variant) = ctx.variant() {
+            if !variant.follows(ctx.attempts.failed) || self.is_off(&variant.lane) {
+                ctx.attempts.next_lane();
+                continue;
+            }
+            let wish = ctx.wish_for(&variant.lane);
+            match variant.lane.choose(&wish, now) {
+                Ok(chosen) => {
+                    if let Some(peer) = self.start(ctx, &variant.lane, chosen, now) {
+                        return Some(peer);
+                    }
+                    continue;
+                }
+                Err(NoChoice::Full) if full.is_none() => {
+                    full = Some((ctx.attempts.lane, ctx.attempts.tried.clone()));
+                }
+                Err(NoChoice::Closed { retry_in }) => {
+                    let reopens = ctx.attempts.reopens.unwrap_or(retry_in);
+                    ctx.attempts.reopens = Some(reopens.min(retry_in));
+                }
+                Err(NoChoice::Full | NoChoice::Exhausted) => {}
+            }
+            ctx.attempts.next_lane();
+        }
+        if let Some((lane, tried)) = full {
+            ctx.attempts.lane = lane;
+            ctx.attempts.tried = tried;
+        }
+        None
+    }
+
+    /// Has an operator switched it off?
+    pub(super) fn is_off(&self, _lane: &Lane) -> bool {
+        false
+    }
+
+    /// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.
+    fn start(
+        &self,
+        ctx: &mut Context,
+        lane: &Arc<Lane>,
+        chosen: Chosen,
+        now: Instant,
+    ) -> Option<Box<HttpPeer>> {
+        let slot = lane.pool.endpoints.get(chosen.endpoint);
+        let Some((slot, address)) = slot.and_then(|slot| Some((slot, slot.state.next_address()?)))
+        else {
+            ctx.attempts.tried.endpoints.push(chosen.endpoint);
+            return None;
+        };
+        let peer = slot.template.at(address);
+        if ctx.attempts.asked != Some(ctx.attempts.lane) {
+            ctx.attempts.asked = Some(ctx.attempts.lane);
+            lane.pool.budget.first(now);
+        }
+        ctx.attempts.made += 1;
+        let mut clocks = ctx.clocks(lane);
+        if chosen.is_probe() {
+            clocks = clocks.with_probe(PROBE_CONTENT);
+        }
+        ctx.attempts.current = Some(Attempt {
+            chosen,
+            lane: lane.clone(),
+            began: now,
+            clocks,
+            progress: Progress {
+                started_at: ctx.started,
+                sent_at: None,
+                head_at: None,
+                kept_alive_at: None,
+                begun_at: None,
+                last_content_at: None,
+            },
+            sent: false,
+            answered: false,
+        });
+        Some(Box::new(peer))
     }
 
     /// TLS must be as configured before a byte of the request goes out.
@@ -143,6 +233,7 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
+        ctx.moved(Step::Sent, Instant::now());
         ctx.upstream_at_work(true);
         self.count_as_sent(ctx);
         Ok(())
@@ -200,60 +291,19 @@ impl Gateway {
     }
 }
 
-/// Takes a free place in the first lane that has one. If none has, the context is left at the first
-/// lane that is only full, or behind the last one.
-fn seek(ctx: &mut Context, lanes: &[Arc<Lane>], now: Instant) -> Option<Box<HttpPeer>> {
-    let mut full = None;
-    while let Some(lane) = lanes.get(ctx.attempts.lane) {
-        let later = lanes.get(ctx.attempts.lane + 1..).unwrap_or_default();
-        if !lane.is_ready(now) && later.iter().any(|lane| lane.is_ready(now)) {
-            ctx.attempts.next_lane();
-            continue;
-        }
-        match lane.choose(&Wish::beside(ctx.attempts.tried.clone()), now) {
-            Ok(chosen) => {
-                if let Some(peer) = begin(ctx, lane, chosen, now) {
-                    return Some(peer);
-                }
-            }
-            Err(reason) => {
-                if reason == NoChoice::Full && full.is_none() {
-                    full = Some((ctx.attempts.lane, ctx.attempts.tried.clone()));
-                }
-                ctx.attempts.next_lane();
-            }
-        }
-    }
-    if let Some((lane, tried)) = full {
-        ctx.attempts.lane = lane;
-        ctx.attempts.tried = tried;
-    }
-    None
+/// Nobody who serves the model may be asked at the moment.
+fn closed(reopens: Option<Duration>) -> Refusal {
+    let wait = reopens.unwrap_or(SHORTEST_WAIT);
+    unreachable().retry_after(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT))
 }
 
-/// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.
-fn begin(
-    ctx: &mut Context,
-    lane: &Arc<Lane>,
-    chosen: Chosen,
-    now: Instant,
-) -> Option<Box<HttpPeer>> {
-    let slot = lane.pool.endpoints.get(chosen.endpoint);
-    let Some((slot, address)) = slot.and_then(|slot| Some((slot, slot.state.next_address()?)))
-    else {
-        ctx.attempts.tried.endpoints.push(chosen.endpoint);
-        return None;
-    };
-    let peer = slot.template.at(address);
-    ctx.attempts.made += 1;
-    ctx.attempts.current = Some(Attempt {
-        chosen,
-        lane: lane.clone(),
-        began: now,
-        sent: false,
-        answered: false,
-    });
-    Some(Box::new(peer))
+/// The time that the request had is over, and nobody is at work on it.
+pub(super) fn out_of_time() -> Refusal {
+    Refusal::new(
+        Code::UpstreamTimeout,
+        "No upstream answered within the time that this request may take.",
+    )
+    .detail("total")
 }
 
 /// Of those who turned a request away, the one that would have served it first.

@@ -72,7 +72,7 @@ impl Gateway {
         let outcome = outcome(ctx, sent);
         let routed = ctx.routed()?;
         routed.route.as_ref()?;
-        let last = ctx.attempts.last.as_ref()?;
+        let last = ctx.attempts.last_names()?;
         if !outcome.taken {
             return None;
         }
@@ -118,7 +118,7 @@ impl Gateway {
     }
 
     fn post(&self, ctx: &Context, charge: &Charge, wall: i64) {
-        let (Some(routed), Some(last)) = (ctx.routed(), &ctx.attempts.last) else {
+        let (Some(routed), Some(last)) = (ctx.routed(), ctx.attempts.last_names()) else {
             return;
         };
         let tenant = &routed.identity.tenant.id;

@@ -9,7 +9,7 @@ use http::header;
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::overload::Caps;
+use super::overload::{self, Caps};
 use crate::config::settings::Listener;
 use crate::context::{Context, Stage};
 use crate::downstream::proof::{ClientProof, Shown};
@@ -55,6 +55,8 @@ impl Gateway {
                 }
                 reason.refuse()
             })?;
+        let priority = identity.tenant.plan.priority;
+        overload::shed(priority, caps.requests, self.in_flight.count())?;
         if let Stage::Entered(surface) = std::mem::replace(&mut ctx.stage, Stage::Received) {
             ctx.stage = Stage::Identified(surface, identity);
         }

@@ -19,14 +19,15 @@ use crate::identity::reason::Reason;
 use crate::identity::signed_request::SignatureError;
 use crate::identity::signed_request::body::{self as signed_body, HeldBack};
 use crate::request::body::{self, BodyError, BodyLimits};
+use crate::request::deadline;
 use crate::request::edit::Edits;
 use crate::request::forward;
 use crate::request::head::{self, Framing, Head};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
-use crate::request::stand_in;
+use crate::request::stand_in::{self, Terms};
 use crate::request::surface::{self, FileCall, Surface};
-use crate::routing::route::{self, Route};
+use crate::routing::route::{self, Route, Variant};
 use crate::upstream::pool::Lane;
 
 /// Bodies of refused requests up to this size are read, so that the connection can go on.
@@ -105,6 +106,7 @@ impl Gateway {
             session.set_keepalive(None);
         }
         self.identify(session, ctx)?;
+        ctx.client_deadline = deadline::told(&session.req_header().headers)?;
         // What follows may refuse; the log should still say who asked for what, so both stay.
         let Stage::Identified(surface, identity) = &ctx.stage else {
             return Err(Refusal::new(Code::Internal, "The request lost its way.").into());
@@ -138,7 +140,7 @@ impl Gateway {
                 surface,
                 identity,
                 route: None,
-                lanes: vec![lane],
+                variants: vec![Variant { lane, on: None }],
                 body,
                 expected: Expected::default(),
                 stream: false,
@@ -215,10 +217,10 @@ impl Gateway {
             .about("model")
         })?;
         let route = ctx.snapshot.routes.find(&identity, &model.value, surface)?;
-        let lanes: Vec<_> = route
-            .lanes
+        let variants: Vec<_> = route
+            .variants
             .iter()
-            .filter(|lane| route::serves(lane, surface))
+            .filter(|variant| route::serves(&variant.lane, surface))
             .cloned()
             .collect();
         let stream = fields.stream == Some(true);
@@ -232,7 +234,7 @@ impl Gateway {
         let edits = edits(
             &fields,
             &route,
-            lanes.first().map(|lane| &**lane),
+            variants.first().map(|first| &*first.lane),
             strip_usage,
         );
         edits.apply(&mut body.bytes);
@@ -241,7 +243,7 @@ impl Gateway {
             surface: surface.clone(),
             identity,
             route: Some(route),
-            lanes,
+            variants,
             body: Outbound::Whole {
                 bytes: Bytes::from(body.bytes),
                 lane: 0,
@@ -283,7 +285,7 @@ impl Gateway {
     }
 }
 
-/// Where Pingora alone would not send the body, or not read the answer on.
+/// A body that was read is sent by a session in the client's place.
 fn place_stand_in(session: &mut Session, ctx: &mut Context) {
     let Some(routed) = ctx.routed() else { return };
     if !matches!(routed.body, Outbound::Whole { .. }) {
@@ -293,9 +295,8 @@ fn place_stand_in(session: &mut Session, ctx: &mut Context) {
         OnDisconnect::Drain(time) => Some(time),
         OnDisconnect::Cancel => None,
     };
-    if drain.is_some() || !body::is_replayable(session) {
-        ctx.behind = Some(stand_in::put(session, drain));
-    }
+    let hold = ctx.snapshot.settings.retry.hold_head;
+    ctx.behind = Some(stand_in::put(session, Terms { drain, hold }));
 }
 
 /// What changes in a body for an upstream: the model's name there, what the public name fixes, and

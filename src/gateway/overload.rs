@@ -12,6 +12,7 @@ use pingora_limits::inflight::{Guard, Inflight};
 use pingora_limits::rate::Rate;
 
 use super::guessing::Network;
+use crate::config::settings::Priority;
 use crate::request::refusal::{Code, Refusal};
 
 const SPAN: Duration = Duration::from_secs(1);
@@ -25,6 +26,13 @@ const ROWS: usize = 4;
 const COLUMNS: usize = 2_048;
 /// When the process is full.
 const FULL_WAIT: Duration = Duration::from_secs(1);
+/// Who is shed comes back later than those who are to find room first.
+const SHED_WAIT: Duration = Duration::from_secs(5);
+
+/// A fifth of the requests that the process serves is kept from low, which is shed first.
+const KEPT_FROM_LOW: usize = 5;
+/// A twentieth is kept from normal: what high needs to come through while the others back off.
+const KEPT_FROM_NORMAL: usize = 20;
 
 /// What is counted of requests before they are known.
 pub struct Overload {
@@ -104,6 +112,26 @@ impl Overload {
     }
 }
 
+/// Once it is known whose request it is: refused while it is not urgent and the process is nearly
+/// full. `most` requests may be under way; `in_flight` are, this one included.
+///
+/// # Errors
+/// 503 for low above four fifths of `most`, for normal above nineteen twentieths.
+pub(super) fn shed(priority: Priority, most: usize, in_flight: usize) -> Result<(), Refusal> {
+    let (kept, detail) = match priority {
+        Priority::High => return Ok(()),
+        Priority::Normal => (most / KEPT_FROM_NORMAL, "shed: normal"),
+        Priority::Low => (most / KEPT_FROM_LOW, "shed: low"),
+    };
+    if in_flight <= most - kept {
+        return Ok(());
+    }
+    let message = "The gateway is nearly full and serves what is more urgent; try again shortly.";
+    Err(Refusal::new(Code::Overloaded, message)
+        .retry_after(SHED_WAIT)
+        .detail(detail))
+}
+
 fn too_many(message: &'static str) -> Refusal {
     Refusal::new(Code::TooManyRequestsFromAddress, message).retry_after(SPAN)
 }
@@ -131,6 +159,29 @@ mod tests {
         assert!(overload.enter(address(1), caps, 100).is_ok());
         let refusal = overload.enter(address(1), caps, 101).err().unwrap();
         assert_eq!(refusal.code, Code::Overloaded);
+    }
+
+    #[test]
+    fn a_process_that_fills_sheds_low_first_and_then_normal() {
+        for (in_flight, served) in [
+            (80, [true, true, true]),
+            (81, [true, true, false]),
+            (95, [true, true, false]),
+            (96, [true, false, false]),
+            (100, [true, false, false]),
+        ] {
+            let classes = [Priority::High, Priority::Normal, Priority::Low];
+            let told = classes.map(|class| shed(class, 100, in_flight).is_ok());
+            assert_eq!(told, served, "{in_flight}");
+        }
+    }
+
+    #[test]
+    fn a_process_for_few_requests_sheds_nobody_who_fits() {
+        for most in 1..5 {
+            assert!(shed(Priority::Low, most, most).is_ok());
+            assert!(shed(Priority::Normal, most, most).is_ok());
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::Gateway;
 use super::charge::Charge;
 use crate::context::{Context, Watch};
 use crate::relay::usage::Usage;
-use crate::telemetry::access_log::{Ending, Line, TARGET, millis};
+use crate::telemetry::access_log::{Ending, Line, TARGET, Tried, millis};
 
 impl Gateway {
     pub(super) fn record(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
@@ -50,8 +50,7 @@ impl Gateway {
             .map_or("", |identity| identity.tenant.id.as_str());
         let upstream = ctx
             .attempts
-            .last
-            .as_ref()
+            .last_names()
             .map_or("", |names| names.upstream.as_str());
         let mut buffer = [0u8; 3];
         metrics
@@ -136,7 +135,7 @@ impl Gateway {
         }
         let request = session.req_header();
         let identity = ctx.identity();
-        let last = ctx.attempts.last.as_ref();
+        let last = ctx.attempts.last_names();
         let since_start = |at: Instant| millis(at.saturating_duration_since(ctx.started));
         let line = Line {
             ts: jiff::Timestamp::now().to_string(),
@@ -163,6 +162,8 @@ impl Gateway {
                 .as_ref()
                 .and_then(|refusal| refusal.detail.as_deref()),
             attempts: ctx.attempts.made,
+            tries: tries(ctx),
+            degraded: ctx.answer.degraded,
             stream: ctx.routed().is_some_and(|routed| routed.stream),
             duration_ms: since_start(now),
             queued_ms: (ctx.attempts.queued > Duration::ZERO).then(|| millis(ctx.attempts.queued)),
@@ -183,6 +184,24 @@ impl Gateway {
         };
         line.with_usage(charge.map(|charge| charge.usage)).write();
     }
+}
+
+/// Each attempt in its turn, where there was more than one.
+fn tries(ctx: &Context) -> Vec<Tried<'_>> {
+    let (earlier, last) = (&ctx.attempts.earlier, &ctx.attempts.last);
+    if earlier.is_empty() {
+        return Vec::new();
+    }
+    let tries = earlier.iter().chain(last);
+    let tried = tries.map(|it| Tried {
+        upstream: it.names.upstream.as_str(),
+        account: it.names.account.as_str(),
+        endpoint: &it.names.endpoint,
+        model: &it.names.model,
+        outcome: it.outcome,
+        ms: millis(it.took),
+    });
+    tried.collect()
 }
 
 fn ending(ctx: &Context, failed: bool) -> Ending {

@@ -9,15 +9,20 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
-use crate::context::{Attempt, Context, Outbound};
+use super::answer::head_is_out;
+use super::attempt::out_of_time;
+use crate::config::settings::FailureClass;
+use crate::context::{Attempt, Context, Outbound, Routed, Step};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
+use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
-use crate::upstream::account::{Pause, pause_after};
+use crate::upstream::clocks::Late;
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
+use crate::upstream::pool::Outcome;
 use crate::upstream::probe;
-use crate::upstream::retry::{self, Choice, Failure};
+use crate::upstream::retry::{self, Cause, Choice, Story, Verdict, Where};
 
 /// What a client is asked to wait when an upstream is in trouble.
 const TROUBLE_WAIT: Duration = Duration::from_secs(2);
@@ -25,26 +30,60 @@ const TROUBLE_WAIT: Duration = Duration::from_secs(2);
 /// A pooled connection that breaks within this time was dead already; later, the upstream may have
 /// worked on the request, and been paid for it.
 const STALE_WINDOW: Duration = Duration::from_secs(1);
-/// Dead pooled connections that one request may run into.
-const MAX_STALE: u32 = 3;
+
+/// What an attempt failed with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Failure {
+    pub class: FailureClass,
+    /// As the upstream answered.
+    pub status: Option<u16>,
+    pub retry_after: Option<Duration>,
+}
+
+impl From<FailureClass> for Failure {
+    fn from(class: FailureClass) -> Self {
+        Self {
+            class,
+            status: None,
+            retry_after: None,
+        }
+    }
+}
 
 impl Gateway {
     pub(super) fn not_connected(&self, ctx: &mut Context, error: Box<Error>) -> Box<Error> {
         let refusal = unreachable().detail(format!("no connection: {}", error.etype().as_str()));
-        self.attempt_failed(ctx, Failure::Connect, refusal, error)
+        let class = match error.etype() {
+            ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::TLSWantX509Lookup
+            | ErrorType::InvalidCert => FailureClass::Tls,
+            _ if Distrust::behind(&error).is_some() => FailureClass::Tls,
+            _ => FailureClass::Connect,
+        };
+        self.attempt_failed(ctx, class.into(), refusal, error)
     }
 
     /// Good, again elsewhere, or a no: decided from the upstream's status alone.
-    pub(super) fn judge_head(&self, head: &ResponseHeader, ctx: &mut Context) -> Result<()> {
+    pub(super) fn judge_head(
+        &self,
+        session: &Session,
+        head: &ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.answered = true;
         }
-        let stray = ctx.answer.opened && head.status.is_success() && !is_stream(head);
+        ctx.moved(Step::Head, Instant::now());
+        let opened = ctx.answer.opened || head_is_out(session);
+        let stream = ctx.routed().is_some_and(|routed| routed.stream);
+        let stray = opened && stream && head.status.is_success() && !is_stream(head);
         let why = stray.then_some("an answer in one piece where a stream was begun");
         if let Some(why) = nonsense(head, answers_in_json(ctx)).or(why) {
             let refusal = Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.");
             let error = forward::not_trusted(why);
-            return Err(self.attempt_failed(ctx, Failure::Garbage, refusal.detail(why), error));
+            let failure = FailureClass::Garbage.into();
+            return Err(self.attempt_failed(ctx, failure, refusal.detail(why), error));
         }
         ctx.answer.upstream_trace = head
             .headers
@@ -53,60 +92,41 @@ impl Gateway {
             .map(|text| text.chars().take(64).collect());
         let status = head.status.as_u16();
         let retry_after = retry_after(head);
-        if let (Some(pause), Some(attempt)) =
-            (pause_after(status, retry_after), &ctx.attempts.current)
-        {
-            let now = Instant::now();
-            match pause {
-                Pause::Account(pause) => attempt.rest_account(now, pause),
-                Pause::Model(pause) => attempt.tell_rate_limited(now, pause),
-            }
-        }
-        if is_empty(head) && answers_in_json(ctx) {
-            return Err(self.empty_answer(ctx, status, retry_after));
-        }
-        if let Some(attempt) = &ctx.attempts.current
-            && !attempt.lane.pool.is_watched()
-            && let Some(slot) = attempt.endpoint_slot()
-        {
-            probe::record(&attempt.lane.pool, slot, true, "answered");
-        }
-        if head.status.is_success() {
-            return Ok(());
-        }
-        let Some(refusal) = refusal_for(status, retry_after) else {
-            // The request's own fault: the upstream's words help, see gateway/answer.rs.
-            return Ok(());
+        let failure = |class| Failure {
+            class,
+            status: Some(status),
+            retry_after,
         };
-        let error =
-            Error::explain(ErrorType::HTTPStatus(status), "an upstream's refusal").into_up();
-        Err(self.attempt_failed(ctx, Failure::Status(status), refusal, error))
+        let error = |what: &'static str| Error::explain(ErrorType::HTTPStatus(status), what);
+        let nothing = is_empty(head) && answers_in_json(ctx);
+        let class = match retry::class_of_status(status) {
+            Some(class) => class,
+            None if nothing && head.status.is_success() => FailureClass::Garbage,
+            // An engine's bare 404: there is no body to wait for.
+            None if nothing => return Err(self.bare_no(ctx, status)),
+            // Good, or the request's own fault: the upstream's words help, see gateway/answer.rs.
+            None => return Ok(()),
+        };
+        let refusal = refusal_for(class, retry_after).detail(format!("upstream status {status}"));
+        let error = error("an upstream's refusal").into_up();
+        Err(self.attempt_failed(ctx, failure(class), refusal, error))
     }
 
-    /// An answer without a body where one must be: an engine's bare 404, or a 200 that says nothing.
-    fn empty_answer(
-        &self,
-        ctx: &mut Context,
-        status: u16,
-        retry_after: Option<Duration>,
-    ) -> Box<Error> {
-        let error = Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up();
-        let refusal = refusal_for(status, retry_after).unwrap_or_else(|| match status {
-            400.. => super::answer::upstream_error(status, b"", std::iter::empty()),
-            _ => Refusal::new(Code::UpstreamError, "The upstream's answer was empty."),
-        });
-        let failure = if status < 400 {
-            Failure::Garbage
-        } else {
-            Failure::Status(status)
-        };
-        self.attempt_failed(ctx, failure, refusal, error)
+    /// The upstream says that the request is bad, and nothing more.
+    fn bare_no(&self, ctx: &mut Context, status: u16) -> Box<Error> {
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(Outcome::Complete, Instant::now());
+        }
+        self.end_attempt(ctx, "client_error");
+        ctx.attempts.again = false;
+        let no = super::answer::upstream_error(status, b"", std::iter::empty());
+        ctx.refusal = Some(no);
+        Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up()
     }
 
     /// An error of either side after the connection was made.
     pub(super) fn broken_off(
         &self,
-        session: &Session,
         ctx: &mut Context,
         mut error: Box<Error>,
         reused: bool,
@@ -118,7 +138,11 @@ impl Gateway {
         let kind = cut.map_or_else(|| error.etype().clone(), |cut| cut.kind);
         let stale = reused && is_stale(&kind) && ctx.attempts.current.as_ref().is_some_and(fresh);
         error.retry.decide_reuse(false);
-        let begun = ctx.has_begun(session.response_written());
+        let late = ctx.behind.as_ref().is_some_and(Behind::was_late);
+        if late {
+            // It was looked at where the client is listened for, and is not the client's doing.
+            error.as_up();
+        }
         if *error.esource() == ErrorSource::Downstream {
             ctx.client_gone = true;
             self.end_attempt(ctx, "client_gone");
@@ -126,7 +150,7 @@ impl Gateway {
         }
         if ctx.attempts.current.is_none() {
             // Judged already: the verdict on retrying stands in the error.
-            error.set_retry(ctx.attempts.again && !begun);
+            error.set_retry(ctx.attempts.again && !ctx.answer.begun);
             return error;
         }
         if *error.esource() == ErrorSource::Internal && ctx.refusal.is_some() {
@@ -135,34 +159,70 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
-        let (failure, refusal) = match kind {
-            ErrorType::ReadTimedout | ErrorType::WriteTimedout => (
-                Failure::Timeout,
-                Refusal::new(
-                    Code::UpstreamTimeout,
-                    "The upstream did not answer in time.",
-                )
-                .retry_after(TROUBLE_WAIT),
-            ),
-            ErrorType::InvalidHTTPHeader => (
-                Failure::Garbage,
-                Refusal::new(Code::UpstreamError, "The upstream's answer made no sense."),
-            ),
-            ErrorType::TLSHandshakeFailure => (Failure::Connect, unreachable()),
-            _ if stale && !begun => (Failure::StaleConnection, unreachable()),
-            _ => (
-                Failure::Reset,
-                Refusal::new(Code::UpstreamError, "The upstream broke the connection.")
-                    .retry_after(TROUBLE_WAIT),
-            ),
+        if stale && !late && !ctx.answer.begun {
+            return self.connection_was_stale(ctx, error);
+        }
+        let timed_out = matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let class = match kind {
+            _ if late || timed_out => FailureClass::Deadline,
+            ErrorType::InvalidHTTPHeader => FailureClass::Garbage,
+            ErrorType::TLSHandshakeFailure => FailureClass::Tls,
+            _ if ctx.attempts.current.as_ref().is_some_and(|it| it.answered) => FailureClass::Cut,
+            _ => FailureClass::Reset,
         };
-        if begun {
-            self.end_attempt(ctx, failure.as_str());
-            ctx.refusal.get_or_insert(refusal.detail(kind.as_str()));
+        let clock = self.which_clock(ctx, class);
+        if clock == Some(Late::Total) {
+            // The request's own time is over: that is nobody's fault.
+            self.end_attempt(ctx, class.as_str());
+            ctx.refusal = Some(out_of_time());
             error.set_retry(false);
             return error;
         }
-        self.attempt_failed(ctx, failure, refusal.detail(kind.as_str()), error)
+        let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
+        let refusal = refusal_for(class, None).detail(why);
+        if ctx.answer.begun {
+            self.failed_after_content(ctx, class);
+            ctx.refusal.get_or_insert(refusal);
+            error.set_retry(false);
+            return error;
+        }
+        self.attempt_failed(ctx, class.into(), refusal, error)
+    }
+
+    /// Which deadline of ours was over, if one was.
+    fn which_clock(&self, ctx: &Context, class: FailureClass) -> Option<Late> {
+        let attempt = ctx.attempts.current.as_ref();
+        let attempt = attempt.filter(|_| class == FailureClass::Deadline)?;
+        let clock = attempt.clocks.is_late(&attempt.progress, Instant::now())?;
+        let labels = [attempt.lane.pool.settings.id.as_str(), clock.as_str()];
+        self.metrics.deadlines.with_label_values(&labels).inc();
+        Some(clock)
+    }
+
+    /// An answer that failed before any of its content went out; the error's flag says whether
+    /// there will be another attempt.
+    pub(super) fn fail_in_answer(&self, ctx: &mut Context, class: FailureClass) -> Box<Error> {
+        let error = Error::explain(ErrorType::ConnectionClosed, class.as_str()).into_up();
+        let refusal = refusal_for(class, None).detail(class.as_str());
+        self.attempt_failed(ctx, class.into(), refusal, error)
+    }
+
+    /// The attempt failed when there was no way back.
+    pub(super) fn failed_after_content(&self, ctx: &mut Context, class: FailureClass) {
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(outcome(class.into()), Instant::now());
+        }
+        self.end_attempt(ctx, class.as_str());
+    }
+
+    /// Nobody was asked, so nobody is to blame: another connection, to whomever.
+    fn connection_was_stale(&self, ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+        let again = self.go_on(ctx, Cause::StaleConnection, None, Instant::now());
+        self.end_attempt(ctx, Cause::StaleConnection.as_str());
+        ctx.refusal = Some(unreachable());
+        ctx.attempts.again = again;
+        error.set_retry(again);
+        error
     }
 
     /// Ends the attempt and decides, into the error's flag, whether there will be another.
@@ -177,42 +237,21 @@ impl Gateway {
         debug!(
             "Attempt failed. request_id={} failure={} cause={}",
             ctx.request_id(),
-            failure.as_str(),
+            failure.class.as_str(),
             error.etype().as_str()
         );
         if Distrust::behind(&error) == Some(Distrust::WrongPin) {
             self.tell_wrong_pin(ctx);
         }
-        let again = self.may_go_on(ctx, failure);
-        if failure == Failure::StaleConnection && again {
-            ctx.attempts.stale += 1;
-            ctx.attempts.made -= 1;
+        let now = Instant::now();
+        if let Some(attempt) = &mut ctx.attempts.current {
+            attempt.chosen.report(outcome(failure), now);
         }
-        if let (Some(avoid), Some(attempt)) = (
-            retry::next(failure).filter(|_| again),
-            &ctx.attempts.current,
-        ) {
-            let pool = &attempt.lane.pool;
-            let addresses = attempt
-                .endpoint_slot()
-                .map_or(0, |slot| slot.state.address_count());
-            let choice = Choice {
-                accounts: attempt.lane.width(),
-                endpoints: pool.endpoints.len(),
-                addresses,
-                queue: attempt.lane.is_queued_for(),
-                rests: attempt.rests_for_model(Instant::now()),
-            };
-            let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
-            retry::set_aside(&mut ctx.attempts.tried, avoid, account, endpoint, choice);
-        }
-        if failure.blames_endpoint()
-            && let Some(attempt) = &ctx.attempts.current
-            && let Some(slot) = attempt.endpoint_slot()
-        {
-            probe::record(&attempt.lane.pool, slot, false, failure.as_str());
-        }
-        self.end_attempt(ctx, failure.as_str());
+        let cause = Cause::Class(failure.class);
+        let again = self.go_on(ctx, cause, failure.retry_after, now);
+        self.end_attempt(ctx, failure.class.as_str());
+        ctx.attempts.failed = Some(failure.class);
+        ctx.forget_answer();
         ctx.refusal = Some(refusal);
         ctx.attempts.again = again;
         error.set_retry(again);
@@ -229,43 +268,130 @@ impl Gateway {
         probe::pin_mismatch(&attempt.lane.pool, slot, mismatches);
     }
 
-    fn may_go_on(&self, ctx: &Context, failure: Failure) -> bool {
-        let Some(routed) = ctx.routed() else {
+    /// Will there be another attempt? If so, notes when, and whom it must leave out.
+    fn go_on(
+        &self,
+        ctx: &mut Context,
+        cause: Cause,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) -> bool {
+        let Some(attempt) = &ctx.attempts.current else {
             return false;
         };
-        let allowed = ctx.snapshot.settings.retry.attempts;
-        // A stale connection cost nothing, so it does not count as an attempt.
-        let within = match failure {
-            Failure::StaleConnection => ctx.attempts.stale < MAX_STALE,
-            _ => ctx.attempts.made < allowed,
+        let pool = attempt.lane.pool.clone();
+        let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
+        let choice = Choice {
+            accounts: attempt.lane.width(),
+            endpoints: pool.endpoints.len(),
+            addresses: attempt
+                .endpoint_slot()
+                .map_or(0, |slot| slot.state.address_count()),
+            queue: attempt.lane.is_queued_for(),
+            rests: attempt.rests_for_model(now),
         };
-        let sent = ctx
-            .attempts
-            .current
-            .as_ref()
-            .is_some_and(|attempt| attempt.sent);
-        let repeatable = !matches!(routed.body, Outbound::Through { .. }) || !sent;
-        // The answer's head is on its way to the client, even if its bytes are not.
-        let begun = ctx.answer.status != 0;
-        let wanted = !ctx.client_left();
-        within && repeatable && !begun && wanted && retry::next(failure).is_some()
+        let mut story = Story {
+            cause,
+            attempts: ctx.attempts.made,
+            stale: ctx.attempts.stale,
+            received: ctx.started,
+            ends: ctx.ends_by(),
+            content_sent: ctx.answer.begun,
+            repeatable: repeatable(ctx),
+            client_there: !ctx.client_left(),
+            retry_after,
+            tried: &ctx.attempts.tried,
+            choice,
+            next_variant: self.next_variant(ctx, cause),
+            budget: true,
+            random: ctx.random(),
+        };
+        let rules = &ctx.snapshot.settings.retry;
+        let mut verdict = retry::decide(now, rules, &story);
+        let takes =
+            matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
+        if takes && !pool.budget.try_retry(now, rules) {
+            story.budget = false;
+            verdict = retry::decide(now, rules, &story);
+        }
+        let upstream = pool.settings.id.as_str();
+        match verdict {
+            Verdict::Again {
+                to,
+                after,
+                avoid,
+                counted,
+            } => {
+                match to {
+                    Where::Variant => ctx.attempts.next_lane(),
+                    Where::Same | Where::Other => {
+                        let tried = &mut ctx.attempts.tried;
+                        retry::set_aside(tried, avoid, account, endpoint, choice);
+                    }
+                }
+                if !counted {
+                    ctx.attempts.stale += 1;
+                    ctx.attempts.made -= 1;
+                }
+                ctx.attempts.pause_until = (!after.is_zero()).then(|| now + after);
+                let labels = [upstream, cause.as_str()];
+                self.metrics.retries.with_label_values(&labels).inc();
+                true
+            }
+            Verdict::Stop(why) => {
+                let labels = [upstream, why.as_str()];
+                self.metrics
+                    .retries_stopped
+                    .with_label_values(&labels)
+                    .inc();
+                false
+            }
+        }
+    }
+
+    /// Is there a variant left that would be asked after this failure?
+    fn next_variant(&self, ctx: &Context, cause: Cause) -> bool {
+        let class = match cause {
+            Cause::Class(class) => Some(class),
+            Cause::StaleConnection => None,
+        };
+        let variants = ctx.routed().map(|routed| routed.variants.as_slice());
+        let later = variants.and_then(|all| all.get(ctx.attempts.lane + 1..));
+        let mut later = later.unwrap_or_default().iter();
+        later.any(|variant| variant.follows(class) && !self.is_off(&variant.lane))
     }
 
     /// Gives the account's and the endpoint's places back and counts how the attempt ended.
-    pub(super) fn end_attempt(&self, ctx: &mut Context, outcome: &str) {
-        if let Some(attempt) = ctx.attempts.current.take() {
-            ctx.upstream_at_work(false);
-            let account = attempt
-                .account_slot()
-                .map_or("", |account| account.id.as_str());
-            let upstream = attempt.lane.pool.settings.id.as_str();
-            self.metrics
-                .attempts
-                .with_label_values(&[upstream, account, outcome])
-                .inc();
-            ctx.attempts.left_at_work = ctx.client_gone && attempt.sent;
-            ctx.attempts.last = Some(attempt.names());
+    pub(super) fn end_attempt(&self, ctx: &mut Context, outcome: &'static str) {
+        let Some(attempt) = ctx.attempts.current.take() else {
+            return;
+        };
+        ctx.upstream_at_work(false);
+        if let Some(behind) = &ctx.behind {
+            behind.wait_until(None);
         }
+        let names = attempt.names();
+        self.metrics
+            .attempts
+            .with_label_values(&[names.upstream.as_str(), names.account.as_str(), outcome])
+            .inc();
+        ctx.attempts.left_at_work = ctx.client_gone && attempt.sent;
+        ctx.attempts.ended(names, outcome, attempt.began.elapsed());
+    }
+}
+
+/// Can what the client sent be sent once more?
+fn repeatable(ctx: &Context) -> bool {
+    let sent = ctx.attempts.current.as_ref().is_some_and(|it| it.sent);
+    let through = |routed: &Routed| matches!(routed.body, Outbound::Through { .. });
+    ctx.routed().is_some_and(|routed| !through(routed) || !sent)
+}
+
+fn outcome(failure: Failure) -> Outcome {
+    Outcome::Failed {
+        class: failure.class,
+        status: failure.status,
+        retry_after: failure.retry_after,
     }
 }
 
@@ -286,39 +412,43 @@ pub(super) fn unreachable() -> Refusal {
     .retry_after(TROUBLE_WAIT)
 }
 
-/// What a tenant is told about a status that is not the request's fault; `None` if it is.
-fn refusal_for(status: u16, retry_after: Option<Duration>) -> Option<Refusal> {
+/// What a tenant is told about a failure that is not the request's own.
+fn refusal_for(class: FailureClass, retry_after: Option<Duration>) -> Refusal {
     let wait = retry_after
         .unwrap_or(TROUBLE_WAIT)
         .min(Duration::from_secs(120));
-    let refusal = match status {
-        429 => Refusal::new(
+    let refusal = match class {
+        FailureClass::Connect | FailureClass::Tls => unreachable(),
+        FailureClass::RateLimited => Refusal::new(
             Code::UpstreamRateLimited,
             "The upstream is at its limit of concurrent requests; try again shortly.",
         ),
-        401..=403 => Refusal::new(
+        FailureClass::AccountRefused => Refusal::new(
             Code::UpstreamUnavailable,
             "The gateway's upstream account cannot be used at the moment.",
         ),
-        503 | 529 => Refusal::new(
+        FailureClass::Unavailable | FailureClass::NoResources => Refusal::new(
             Code::UpstreamUnavailable,
             "The upstream is overloaded; try again shortly.",
         ),
-        408 | 425 | 504 => Refusal::new(
+        FailureClass::GatewayTimeout | FailureClass::Deadline => Refusal::new(
             Code::UpstreamTimeout,
             "The upstream did not answer in time.",
         ),
-        200..=299 | 400..=499 => return None,
-        _ => Refusal::new(
-            Code::UpstreamError,
-            "The upstream failed to answer this request.",
-        ),
+        FailureClass::Garbage => {
+            Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.")
+        }
+        FailureClass::Reset | FailureClass::Cut => {
+            Refusal::new(Code::UpstreamError, "The upstream broke the connection.")
+        }
+        FailureClass::ServerError | FailureClass::BadGateway | FailureClass::ErrorInAnswer => {
+            Refusal::new(
+                Code::UpstreamError,
+                "The upstream failed to answer this request.",
+            )
+        }
     };
-    Some(
-        refusal
-            .retry_after(wait)
-            .detail(format!("upstream status {status}")),
-    )
+    refusal.retry_after(wait)
 }
 
 /// A declared length of nothing.
@@ -385,28 +515,23 @@ mod tests {
 
     #[test]
     fn an_accounts_trouble_is_ours_and_a_bad_request_is_the_tenants() {
+        let refusal = |status| retry::class_of_status(status).map(|class| refusal_for(class, None));
         for status in [401, 402, 403] {
-            assert_eq!(
-                refusal_for(status, None).unwrap().status(),
-                StatusCode::SERVICE_UNAVAILABLE
-            );
+            let refusal = refusal(status).unwrap();
+            assert_eq!(refusal.status(), StatusCode::SERVICE_UNAVAILABLE);
         }
         for status in [400, 404, 405, 413, 415, 422] {
-            assert!(refusal_for(status, None).is_none());
+            assert!(refusal(status).is_none());
         }
-        assert_eq!(
-            refusal_for(500, None).unwrap().status(),
-            StatusCode::BAD_GATEWAY
-        );
-        assert_eq!(
-            refusal_for(302, None).unwrap().status(),
-            StatusCode::BAD_GATEWAY
-        );
+        for status in [302, 500] {
+            assert_eq!(refusal(status).unwrap().status(), StatusCode::BAD_GATEWAY);
+        }
     }
 
     #[test]
     fn a_long_wait_is_capped_where_sdks_would_give_up() {
-        let refusal = refusal_for(429, Some(Duration::from_secs(9_999))).unwrap();
+        let wait = Some(Duration::from_secs(9_999));
+        let refusal = refusal_for(FailureClass::RateLimited, wait);
         assert_eq!(refusal.retry_after_seconds(), Some(120));
     }
 }

@@ -1,4 +1,5 @@
-//! While a request stands in line for a place: is its client still there, and must it hear something?
+//! While a request stands in line for a place, or between two attempts: is its client still there,
+//! and must it hear something?
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::Gateway;
 use crate::config::settings::{Priority, TenantId};
 use crate::context::{Context, Outbound};
 use crate::request::forward;
-use crate::upstream::pool::{Chosen, Lane, Wish};
+use crate::upstream::pool::{Chosen, Lane};
 use crate::upstream::queue::{NotServed, Waiter, Waiting};
 
 /// How long a place is held for a client that must first take what was being said to it.
@@ -37,18 +38,52 @@ impl Gateway {
         let began = Instant::now();
         let left = ctx.snapshot.settings.queue.max_wait;
         let deadline = began + left.saturating_sub(ctx.attempts.queued);
-        let wish = Wish::beside(ctx.attempts.tried.clone());
-        let waiting = match lane.wait(waiter(ctx), &wish, deadline, began) {
+        let deadline = ctx.ends_by().map_or(deadline, |end| end.min(deadline));
+        let waiting = match lane.wait(waiter(ctx), &ctx.wish_for(lane), deadline, began) {
             Ok(waiting) => waiting,
             Err(refused) => return Ok(Err(refused)),
         };
         let served = stand_in_line(session, ctx, waiting).await;
         ctx.attempts.queued += began.elapsed();
-        served.map_err(|mut error| {
-            ctx.client_gone = true;
-            error.set_retry(false);
-            error.into_down()
-        })
+        served.map_err(|error| gone(ctx, error))
+    }
+
+    /// Lets time pass until the next attempt may begin.
+    ///
+    /// # Errors
+    /// If the client leaves.
+    pub(super) async fn pause(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+        until: Instant,
+    ) -> Result<()> {
+        let left = tokio::select! {
+            biased;
+            left = departure(session) => left,
+            () = sleep_until(until.into()) => return Ok(()),
+        };
+        Err(gone(ctx, left))
+    }
+}
+
+fn gone(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    ctx.client_gone = true;
+    error.set_retry(false);
+    error.into_down()
+}
+
+/// Ends when the client has left, or sent what it should not: Pingora would see it so during an
+/// attempt. What is to stream through is not ours to read; such a client is missed when it is
+/// written to.
+async fn departure(session: &mut Session) -> Box<Error> {
+    match session.is_body_done() {
+        true => {
+            let read = session.downstream_session.read_body_or_idle(true).await;
+            read.err()
+                .unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed))
+        }
+        false => std::future::pending().await,
     }
 }
 
@@ -66,17 +101,9 @@ async fn stand_in_line(
     ctx: &mut Context,
     mut waiting: Waiting,
 ) -> Result<Result<Chosen, NotServed>> {
-    // What is to stream through is not ours to read; such a client is missed when it is written to.
-    let watched = session.is_body_done();
     let interval = keep_alive(ctx);
     let mut due = interval.map(|interval| Instant::now() + interval);
     loop {
-        let gone = async {
-            match watched {
-                true => session.downstream_session.read_body_or_idle(true).await,
-                false => std::future::pending().await,
-            }
-        };
         let silence = async {
             match due {
                 Some(due) => sleep_until(due.into()).await,
@@ -86,10 +113,7 @@ async fn stand_in_line(
         tokio::select! {
             biased;
             served = &mut waiting => return Ok(served),
-            gone = gone => {
-                // Also if it sent what it should not: Pingora would see it so during an attempt.
-                return Err(gone.err().unwrap_or_else(|| Error::new(ErrorType::ConnectionClosed)));
-            }
+            left = departure(session) => return Err(left),
             () = silence => {}
         }
         if let Some(served) = meanwhile(say_waiting(session, ctx), &mut waiting).await? {

@@ -6,6 +6,7 @@
 
 use crate::json;
 use crate::relay::event::{self, FinishReason, Shape, StreamError};
+use crate::relay::reading::says_something;
 use crate::relay::usage::{AnthropicUsage, Usage};
 
 /// Longest `usage`, `error` or `incomplete_details` that is read.
@@ -23,6 +24,9 @@ pub struct Answer {
     /// Whether anything but white space came: DeepSeek sends blank lines while a
     /// request waits (rate_limit page).
     pub begun: bool,
+    /// Whether it begins with something else than a JSON object does: a page of
+    /// HTML, or plain text. Nothing more is read then.
+    pub foreign: bool,
     /// Whether the JSON object is closed.
     pub complete: bool,
     /// Its usage.
@@ -30,7 +34,8 @@ pub struct Answer {
     /// `choices[].finish_reason` (of several, a failure first, else the last),
     /// `stop_reason` or `status`, as the shape has it.
     pub finish_reason: Option<FinishReason>,
-    /// `error`, or a `code` with a `message` at the top.
+    /// `error`, or a `code` or `type` with a `message` at the top of what has
+    /// neither usage nor a finish reason: some gateways add them to good answers.
     pub error: Option<StreamError>,
     /// Bytes other than white space after the object.
     pub bytes_after_end: u64,
@@ -69,8 +74,6 @@ struct Capture {
 pub struct AnswerScanner {
     shape: Shape,
     answer: Answer,
-    /// The answer is no JSON object; nothing more is read.
-    foreign: bool,
     depth: u32,
     /// Whether the containers at depth 1 to `KEY_LEVELS` are objects.
     objects: [bool; KEY_LEVELS as usize],
@@ -94,7 +97,6 @@ impl AnswerScanner {
         AnswerScanner {
             shape,
             answer: Answer::default(),
-            foreign: false,
             depth: 0,
             objects: [false; KEY_LEVELS as usize],
             in_string: false,
@@ -118,7 +120,7 @@ impl AnswerScanner {
     /// Reads the next fragment.
     pub fn feed(&mut self, fragment: &[u8]) {
         let mut rest = fragment;
-        while !rest.is_empty() && !self.foreign {
+        while !rest.is_empty() && !self.answer.foreign {
             rest = if self.in_string {
                 self.string(rest)
             } else if self.depth > KEY_LEVELS && self.capture.is_none() {
@@ -210,8 +212,8 @@ impl AnswerScanner {
             return false;
         }
         self.answer.begun = true;
-        self.foreign = byte != b'{';
-        !self.foreign
+        self.answer.foreign = byte != b'{';
+        !self.answer.foreign
     }
 
     fn open(&mut self, object: bool) {
@@ -237,7 +239,9 @@ impl AnswerScanner {
     fn complete(&mut self) {
         self.answer.complete = true;
         let bare = std::mem::take(&mut self.bare);
-        if self.answer.error.is_none() && bare.code.is_some() && bare.message.is_some() {
+        let answered = self.answer.usage.is_some() || self.answer.finish_reason.is_some();
+        let names_it = bare.code.is_some() || bare.kind.is_some();
+        if self.answer.error.is_none() && !answered && names_it && bare.message.is_some() {
             self.answer.error = Some(bare);
         }
     }
@@ -313,7 +317,7 @@ impl AnswerScanner {
         let earlier = self.answer.finish_reason;
         match target {
             Target::Usage => self.answer.usage = self.usage(value).or(self.answer.usage),
-            Target::Error if value == b"null" => {}
+            Target::Error if !says_something(value) => {}
             Target::Error => self.answer.error = Some(StreamError::read(value)),
             Target::Finish => {
                 let latest = FinishReason::read(value).map(|latest| latest.after(earlier));
@@ -360,128 +364,4 @@ fn past_scalars(bytes: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(shape: Shape, pieces: &[&[u8]]) -> Answer {
-        let mut scanner = AnswerScanner::new(shape);
-        for piece in pieces {
-            scanner.feed(piece);
-        }
-        scanner.seen().clone()
-    }
-
-    const CHAT: &str = "\n\n \n{\"id\":\"x\",\"choices\":[{\"index\":0,\"message\":{\"finish_reason\":\"no\",\"content\":\"\\\"usage\\\":{\\\\\"},\"logprobs\":null,\"finish_reason\" : \"length\"}], \"usage\": {\"prompt_tokens\":9,\"completion_tokens\":4,\"prompt_tokens_details\":{\"cached_tokens\":8}} ,\"error\":null}\n";
-
-    #[test]
-    fn a_chat_answer_is_understood_at_every_cut() {
-        let whole = read(Shape::Chat, &[CHAT.as_bytes()]);
-        assert!(whole.begun && whole.complete && whole.error.is_none());
-        assert_eq!(whole.finish_reason, Some(FinishReason::Length));
-        let usage = whole.usage.unwrap();
-        assert_eq!((usage.prompt, usage.cached, usage.completion), (9, 8, 4));
-        for cut in 0..CHAT.len() {
-            let (head, tail) = CHAT.as_bytes().split_at(cut);
-            assert_eq!(read(Shape::Chat, &[head, tail]), whole);
-        }
-        let bytes: Vec<&[u8]> = CHAT.as_bytes().chunks(1).collect();
-        assert_eq!(read(Shape::Chat, &bytes), whole);
-    }
-
-    #[test]
-    fn blank_lines_are_no_beginning_and_a_cut_answer_is_not_complete() {
-        assert!(!read(Shape::Chat, &[b"\n", b"\r\n \n"]).begun);
-        let cut = &CHAT.as_bytes()[..CHAT.len() - 2];
-        assert!(!read(Shape::Chat, &[cut]).complete);
-    }
-
-    #[test]
-    fn messages_and_responses_answers_are_understood() {
-        let messages = br#"{"type":"message","content":[{"type":"text","text":"x"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"cache_read_input_tokens":2,"output_tokens":1}}"#;
-        let seen = read(Shape::Messages, &[messages]);
-        assert_eq!(seen.finish_reason, Some(FinishReason::Stop));
-        assert_eq!(seen.usage.map(|usage| usage.prompt), Some(5));
-        assert_eq!(seen.error, None);
-        for responses in [
-            r#"{"status":"incomplete","incomplete_details":{"reason":"content_filter"},"usage":{"input_tokens":3,"output_tokens":1}}"#,
-            r#"{"incomplete_details":{"reason":"content_filter"},"error":null,"usage":{"input_tokens":3,"output_tokens":1},"status":"incomplete"}"#,
-        ] {
-            let seen = read(Shape::Responses, &[responses.as_bytes()]);
-            assert_eq!(seen.finish_reason, Some(FinishReason::ContentFilter));
-            assert_eq!(seen.usage.map(|usage| usage.prompt), Some(3));
-        }
-    }
-
-    #[test]
-    fn errors_are_read_in_every_known_form() {
-        for error in [
-            r#"{"error":{"message":"Insufficient Balance","type":"unknown_error","param":null,"code":20012}}"#,
-            r#"{"code":20012,"message":"Insufficient Balance","data":null}"#,
-            r#"{"object":"error","message":"Insufficient Balance","type":"x","code":20012}"#,
-        ] {
-            let found = read(Shape::Chat, &[error.as_bytes()]).error.unwrap();
-            assert_eq!(found.code.as_deref(), Some("20012"));
-            assert_eq!(found.message.as_deref(), Some("Insufficient Balance"));
-        }
-        let text = read(Shape::Chat, &[b"Authentication Fails (governor)"]);
-        assert!(text.begun && !text.complete && text.error.is_none());
-    }
-
-    #[test]
-    fn values_beyond_their_caps_are_left_out() {
-        let long = format!(
-            r#"{{"usage":{{"x":"{}","prompt_tokens":1}},"choices":[{{"finish_reason":"stop"}}]}}"#,
-            "y".repeat(70_000)
-        );
-        let mut scanner = AnswerScanner::new(Shape::Chat);
-        for piece in long.as_bytes().chunks(1000) {
-            scanner.feed(piece);
-            assert!(scanner.captured.len() <= MAX_OBJECT);
-        }
-        let seen = scanner.seen();
-        assert!(seen.complete && seen.usage.is_none());
-        assert_eq!(seen.finish_reason, Some(FinishReason::Stop));
-        let nested = format!("{{\"a\":{}", "[".repeat(1_000_000));
-        assert!(!read(Shape::Chat, &[nested.as_bytes()]).complete);
-    }
-
-    #[test]
-    fn what_follows_the_object_is_counted() {
-        assert_eq!(read(Shape::Chat, &[b"{}\n x{}"]).bytes_after_end, 3);
-    }
-
-    #[test]
-    fn an_embedding_answer_is_read_to_its_usage() {
-        let numbers = vec!["-0.0123"; 2000].join(",");
-        let answer = format!(
-            r#"{{"data":[{{"embedding":[{numbers}]}},{{"embedding":[{numbers}]}}],"usage":{{"prompt_tokens":8,"total_tokens":8}}}}"#
-        );
-        let seen = read(Shape::Completions, &[answer.as_bytes()]);
-        assert!(seen.complete);
-        assert_eq!(seen.usage.map(|usage| usage.prompt), Some(8));
-    }
-
-    proptest! {
-        #[test]
-        fn the_cuts_of_an_answer_change_nothing(
-            text in "[{}\\[\\],:\" \n\\\\a1]{0,40}",
-            key in prop_oneof![Just("usage"), Just("choices"), Just("error"), Just("status")],
-            cut in any::<prop::sample::Index>(),
-        ) {
-            let text = format!("{{\"{key}\":[{{\"finish_reason\":\"stop\",{text}");
-            for shape in [Shape::Chat, Shape::Messages, Shape::Responses] {
-                let whole = read(shape, &[text.as_bytes()]);
-                let (head, tail) = text.as_bytes().split_at(cut.index(text.len()));
-                prop_assert_eq!(&read(shape, &[head, tail]), &whole);
-                let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
-                prop_assert_eq!(&read(shape, &bytes), &whole);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(Shape::Chat, &[b"{", &bytes]);
-        }
-    }
-}
+mod tests;

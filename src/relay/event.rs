@@ -68,7 +68,7 @@ impl FinishReason {
             "content_filter" | "refusal" => Self::ContentFilter,
             "tool_calls" | "function_call" | "tool_use" => Self::ToolCalls,
             "insufficient_system_resource" => Self::InsufficientSystemResource,
-            "aborted" | "abort" | "cancelled" => Self::Aborted,
+            "aborted" | "abort" | "cancelled" | "failed" => Self::Aborted,
             _ => Self::Other,
         })
     }
@@ -165,6 +165,9 @@ pub struct Seen {
     /// Whether any byte came that is no comment and no blank line: from then on
     /// another upstream can no longer take over unnoticed.
     pub begun: bool,
+    /// Whether the first line that is no comment and not blank is no field of an
+    /// event either: HTML, JSON or anything else that is no event stream.
+    pub foreign: bool,
     /// Bytes of lines (comments excepted) after the last event.
     pub bytes_after_end: u64,
 }

@@ -4,7 +4,7 @@
 //! Two ways lead there. The cheap one asks whether an event can be anything but
 //! one more delta. The exact one walks the JSON, and runs only when it can.
 
-use crate::json;
+use crate::json::{self, Fault, Walk};
 use crate::relay::event::{FinishReason, StreamError};
 use memchr::memmem::Finder;
 use std::sync::LazyLock;
@@ -125,7 +125,7 @@ fn has_content(delta: &[u8]) -> bool {
     json::pick(delta, names).is_some_and(|found| found.into_iter().flatten().any(says_something))
 }
 
-fn says_something(value: &[u8]) -> bool {
+pub(super) fn says_something(value: &[u8]) -> bool {
     !matches!(value, b"null" | b"\"\"" | b"[]" | b"{}" | b"false")
 }
 
@@ -190,10 +190,11 @@ impl Kind {
 }
 
 /// Reads a named event. The type in the data comes before `name` (the `event:`
-/// field), as the SDKs have it.
-pub(super) fn named(data: &[u8], name: Option<Kind>) -> Reading<'_> {
+/// field), as the SDKs have it. Once there was content (`going`) every delta is
+/// taken for more of it; the first one has to say something.
+pub(super) fn named(data: &[u8], name: Option<Kind>, going: bool) -> Reading<'_> {
     match Kind::leading(data).or(name) {
-        Some(Kind::Delta) => Reading::of_content(),
+        Some(Kind::Delta) if going => Reading::of_content(),
         Some(Kind::Quiet) => Reading::default(),
         Some(kind) => exact(data, kind),
         None => unnamed(data),
@@ -217,7 +218,11 @@ fn unnamed(data: &[u8]) -> Reading<'_> {
 
 fn exact(data: &[u8], kind: Kind) -> Reading<'_> {
     match kind {
-        Kind::Delta => Reading::of_content(),
+        Kind::Delta => Reading {
+            content: json::pick(data, ["delta"])
+                .is_none_or(|[delta]| delta.is_none_or(says_more_than_its_type)),
+            ..Reading::default()
+        },
         Kind::Quiet => Reading::default(),
         Kind::Ping => Reading {
             keep_alive: true,
@@ -258,11 +263,23 @@ fn inside<'a>(data: &'a [u8], object: &str, key: &str) -> Option<&'a [u8]> {
 }
 
 fn starts_with_content(data: &[u8]) -> bool {
-    let kind = inside(data, "content_block", "type").and_then(json::text);
-    matches!(
-        kind.as_deref(),
-        Some("tool_use" | "server_tool_use" | "thinking" | "redacted_thinking")
-    )
+    json::pick(data, ["content_block"])
+        .is_some_and(|[block]| block.is_some_and(says_more_than_its_type))
+}
+
+/// Whether a piece of content has any: a text that is not empty, or an object
+/// with anything in it beside its type, as a call has its name from the start.
+fn says_more_than_its_type(piece: &[u8]) -> bool {
+    if !piece.starts_with(b"{") {
+        return says_something(piece);
+    }
+    let mut says = false;
+    let walked = Walk::new(piece, 0).members(0, |member| {
+        let value = piece.get(member.value.clone()).unwrap_or_default();
+        says |= says_something(value) && !json::key_is(piece, &member, "type");
+        Ok::<(), Fault>(())
+    });
+    says || walked.is_err()
 }
 
 fn response(data: &[u8]) -> Reading<'_> {
@@ -290,80 +307,4 @@ fn response(data: &[u8]) -> Reading<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_plain_delta_is_told_from_an_event_worth_reading() {
-        for plain in [
-            r#"{"choices":[{"delta":{"content":"x"},"finish_reason":null}],"usage":null}"#,
-            r#"{"choices":[{"delta":{"content":"\"usage\":{} \"error\":1 \"finish_reason\":\"stop\""},"finish_reason" : null}]}"#,
-            r#"{"choices":[{"delta":{"content":"usage"},"finish_reason":""}],"error":null}"#,
-            r#"{"choices":[{"delta":{"content":"a"},"x":"usage","y":"finish_reason"}]}"#,
-        ] {
-            assert!(is_plain_delta(plain.as_bytes()), "{plain}");
-        }
-        for other in [
-            r#"{"choices":[{"finish_reason":null},{"finish_reason": "stop"}]}"#,
-            r#"{"usage" : {"prompt_tokens":1}}"#,
-            r#"{"error":{"message":"x"}}"#,
-            r#"{"object":"error","message":"x"}"#,
-        ] {
-            assert!(!is_plain_delta(other.as_bytes()), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_chunk_is_content_only_if_its_delta_says_something() {
-        for (delta, content) in [
-            (
-                r#"{"role":"assistant","content":null,"reasoning_content":""}"#,
-                false,
-            ),
-            (r#"{"role":"assistant","content":""}"#, false),
-            (r#"{}"#, false),
-            (r#"{"content":" "}"#, true),
-            (r#"{"reasoning_content":"hm"}"#, true),
-            (r#"{"reasoning":"hm"}"#, true),
-            (r#"{"refusal":"no"}"#, true),
-            (r#"{"tool_calls":[{"index":0}]}"#, true),
-            (r#"{"tool_calls":[]}"#, false),
-        ] {
-            let data = format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#);
-            assert_eq!(chunk(data.as_bytes()).content, content, "{data}");
-        }
-        assert!(chunk(br#"{"choices":[{"text":"x"}]}"#).content);
-        assert!(!chunk(br#"{"choices":[{"text":""}]}"#).content);
-        assert!(chunk(b"not json").content);
-    }
-
-    #[test]
-    fn every_known_form_of_an_error_is_read() {
-        for data in [
-            r#"{"error":{"message":"m","type":"t","code":"c"}}"#,
-            r#"{"object":"error","message":"m","type":"t","code":"c"}"#,
-            r#"{"code":"c","message":"m","type":"t","data":null}"#,
-        ] {
-            let error = chunk(data.as_bytes()).error.unwrap();
-            assert_eq!(error.message.as_deref(), Some("m"));
-            assert_eq!(error.code.as_deref(), Some("c"));
-        }
-        for data in [
-            r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
-            r#"{"type":"error","code":"c","message":"m"}"#,
-            r#"{"error":{"message":"m"}}"#,
-            r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"c","message":"m"}}}"#,
-        ] {
-            let error = named(data.as_bytes(), None).error.unwrap();
-            assert_eq!(error.message.as_deref(), Some("m"), "{data}");
-        }
-    }
-
-    #[test]
-    fn a_chunk_without_choices_is_dropped_only_if_it_has_usage() {
-        assert!(chunk(br#"{"choices":[ ],"usage":{"prompt_tokens":1}}"#).usage_only);
-        assert!(!chunk(br#"{"choices":[],"usage":null}"#).usage_only);
-        assert!(!chunk(br#"{"usage":{"prompt_tokens":1}}"#).usage_only);
-        assert!(!chunk(br#"{"choices":[{}],"usage":{"prompt_tokens":1}}"#).usage_only);
-    }
-}
+mod tests;

@@ -31,6 +31,8 @@ pub struct Scanner {
     /// The data of the event so far, where it could not stay in the fragment.
     data: Kept,
     has_data: bool,
+    /// Whether it is decided that this is, or is not, an event stream.
+    judged: bool,
     name: Option<Kind>,
     after_cr: bool,
     /// How much of a byte order mark the stream has begun with; `None` once decided.
@@ -52,6 +54,7 @@ impl Scanner {
             line: Kept::default(),
             data: Kept::default(),
             has_data: false,
+            judged: false,
             name: None,
             after_cr: false,
             bom: Some(0),
@@ -141,8 +144,22 @@ impl Scanner {
             return false;
         }
         let comment = self.line.bytes.first() == Some(&b':');
+        if !comment && !self.judged {
+            self.judge_first(None);
+        }
         self.seen.begun |= !comment;
         comment
+    }
+
+    /// Decides by the first line of an event whether this is an event stream. A
+    /// line that is cut (`None`) may still become a field.
+    #[cold]
+    fn judge_first(&mut self, whole: Option<&[u8]>) {
+        let line = whole.unwrap_or(&self.line.bytes);
+        let is_field = FIELDS.iter().any(|name| field(line, name).is_some());
+        let may_be = whole.is_none() && FIELDS.iter().any(|name| name.starts_with(line));
+        self.judged = !may_be;
+        self.seen.foreign = !is_field && !may_be;
     }
 
     /// Takes in the line that ends with `span` of the fragment `text`. `here` is
@@ -156,6 +173,7 @@ impl Scanner {
         self.line.push(tail);
         let line = std::mem::take(&mut self.line);
         if line.long {
+            self.judged = true;
             self.seen.begun = true;
             self.has_data = true;
             *here = None;
@@ -188,6 +206,9 @@ impl Scanner {
                 strip.comment(start.unwrap_or(0), end + 1);
             }
             return;
+        }
+        if !self.judged {
+            self.judge_first(Some(line));
         }
         self.seen.begun = true;
         if self.seen.ended {
@@ -256,7 +277,9 @@ impl Scanner {
                 }
                 self.account(reading::chunk(data))
             }
-            Shape::Messages | Shape::Responses => self.account(reading::named(data, name)),
+            Shape::Messages | Shape::Responses => {
+                self.account(reading::named(data, name, self.seen.first_content))
+            }
         }
     }
 
@@ -313,6 +336,9 @@ impl Scanner {
         reading.usage_only
     }
 }
+
+/// The fields of an event that the standard knows.
+const FIELDS: [&[u8]; 4] = [b"data", b"event", b"id", b"retry"];
 
 const BOM: &[u8] = "\u{feff}".as_bytes();
 

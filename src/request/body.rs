@@ -1,14 +1,5 @@
-//! Reads a request body whole, within its caps, and leaves the session so that Pingora will send
-//! it — once per attempt.
-//!
-//! Pingora calls `request_body_filter` on an attempt only if its own 64 KiB replay buffer holds
-//! something, and that buffer can be armed but never emptied. So what it is given is a *marker*:
-//! a piece of the body small enough to fit, in whose place the filter puts the whole body.
-//!
-//! - With a length, the marker is the body's tail: the buffer is armed once at most 64 KiB are left.
-//! - Without a length the end cannot be foreseen. The buffer is armed from the start, which serves
-//!   bodies up to 64 KiB; for longer ones a session that always has a marker of one byte must stand
-//!   in for the client's ([`super::stand_in`]).
+//! Reads a request body whole, within its caps. What sends it, once per attempt, is the session that
+//! stands in for the client's ([`super::stand_in`]): Pingora itself replays 64 KiB at most.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +13,6 @@ use prometheus::IntGauge;
 use super::head::Framing;
 use super::refusal::{Code, Refusal};
 
-/// What Pingora's replay buffer holds at most.
-const REPLAY_LIMIT: u64 = 64 * 1024;
 /// Room left for edits, so that they rarely make the body grow in memory.
 const EDIT_ROOM: usize = 512;
 /// What is reserved on the word of a length; what exceeds it grows with the bytes that come.
@@ -114,8 +103,7 @@ pub enum BodyError {
     Gone(Box<Error>),
 }
 
-/// Reads the whole body, and prepares the session for sending it where that can be done; see
-/// [`is_replayable`].
+/// Reads the whole body.
 ///
 /// # Errors
 /// 408, 413 or 503 as a refusal, or the client's going away.
@@ -147,34 +135,15 @@ pub async fn read(
             .await
             .map_err(BodyError::Gone)?;
     }
-    match tokio::time::timeout(limits.timeout, fill(session, &mut body, framing, limits)).await {
+    match tokio::time::timeout(limits.timeout, fill(session, &mut body, limits)).await {
         Ok(result) => result?,
         Err(_) => return Err(BodyError::Refused(late(limits))),
     }
     Ok(body)
 }
 
-/// Whether Pingora would send a body that has been read; if not, the session needs a stand-in.
-pub fn is_replayable(session: &Session) -> bool {
-    session.get_retry_buffer().is_some()
-}
-
-async fn fill(
-    session: &mut Session,
-    body: &mut Body,
-    framing: Framing,
-    limits: BodyLimits,
-) -> Result<(), BodyError> {
+async fn fill(session: &mut Session, body: &mut Body, limits: BodyLimits) -> Result<(), BodyError> {
     loop {
-        let may_arm = match framing {
-            Framing::Length(length) => {
-                length.saturating_sub(body.bytes.len() as u64) <= REPLAY_LIMIT
-            }
-            Framing::Open | Framing::None => true,
-        };
-        if may_arm {
-            session.enable_retry_buffering();
-        }
         let Some(piece) = session
             .read_request_body()
             .await

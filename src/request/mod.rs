@@ -2,6 +2,9 @@
 //! changed in it, and how a "no" is worded.
 
 pub mod body;
+pub mod continuation;
+pub mod deadline;
+pub mod degraded;
 pub mod edit;
 pub mod forward;
 pub mod head;

@@ -1,8 +1,9 @@
 //! Public model → route, and who may take it. Pure look-ups in tables made from the configuration.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use crate::config::settings::{Deadlines, Degraded, FailureClass};
 use crate::identity::directory::Identity;
 use crate::request::edit::JsonText;
 use crate::request::refusal::{Code, Family, Refusal};
@@ -14,7 +15,7 @@ pub struct Route {
     /// The public name.
     pub model: String,
     /// Best first; at least one.
-    pub lanes: Vec<Arc<Lane>>,
+    pub variants: Vec<Variant>,
     /// Body fields that the name fixes.
     pub set: Vec<(String, JsonText)>,
     /// Completion tokens that `set` allows, by the field that says so: `max_tokens`,
@@ -22,6 +23,30 @@ pub struct Route {
     pub most_output: [Option<u64>; 3],
     /// Reserved for requests that name no maximum, until it is known what is usual.
     pub usual_output: u64,
+    pub deadlines: Deadlines,
+    /// Answered when nothing that serves the name is left.
+    pub degraded: Option<Degraded>,
+    /// How often a broken stream is gone on with elsewhere.
+    pub resume: u32,
+}
+
+/// An upstream's model that serves a public name.
+#[derive(Clone)]
+pub struct Variant {
+    pub lane: Arc<Lane>,
+    /// After which failures of the variants before it this one is asked; `None` for any.
+    pub on: Option<Arc<BTreeSet<FailureClass>>>,
+}
+
+impl Variant {
+    /// Is it asked after a failure of this class? After none in any case: those before it could not
+    /// be asked.
+    pub fn follows(&self, failure: Option<FailureClass>) -> bool {
+        match (&self.on, failure) {
+            (Some(on), Some(class)) => on.contains(&class),
+            (None, _) | (_, None) => true,
+        }
+    }
 }
 
 /// All routes, by public name.
@@ -64,7 +89,7 @@ impl Routes {
             )
             .about("model"));
         }
-        if !route.lanes.iter().any(|lane| serves(lane, surface)) {
+        if !route.variants.iter().any(|it| serves(&it.lane, surface)) {
             return Err(Refusal::new(
                 Code::InvalidRequest,
                 format!(

@@ -66,6 +66,12 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<&'a str>,
     pub attempts: u32,
+    /// Every attempt in its turn, if there was more than one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tries: Vec<Tried<'a>>,
+    /// The configured answer went out in place of a model's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub degraded: bool,
     pub stream: bool,
     pub duration_ms: f64,
     /// Of it, time in line for a place at an account; absent if it did not wait.
@@ -95,6 +101,20 @@ pub struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_trace: Option<&'a str>,
     pub protocol: &'static str,
+}
+
+/// One attempt of several.
+#[derive(Debug, Serialize)]
+pub struct Tried<'a> {
+    pub upstream: &'a str,
+    pub account: &'a str,
+    pub endpoint: &'a str,
+    /// As the upstream calls it.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub model: &'a str,
+    /// As in `tidegate_attempts_total`.
+    pub outcome: &'static str,
+    pub ms: f64,
 }
 
 impl Line<'_> {

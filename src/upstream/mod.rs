@@ -3,7 +3,8 @@
 //! [`balance`] decides, from plain numbers; [`account`] and [`endpoint`] hold what is counted and
 //! outlives a reload; [`governor`] learns how much an account takes; [`pool`] joins these with one
 //! configuration. A [`lane`] holds places for a request, or lets it wait in its [`queue`], in the
-//! order of [`fair_queue`].
+//! order of [`fair_queue`]. [`clocks`] say when an attempt is late, [`retry`] what comes after one
+//! that failed, within the upstream's [`budget`].
 //!
 //! What becomes of an attempt is told to what was [`chosen`] for it, and goes into the
 //! [`condition`] of its account and endpoint: a [`gate`] lets them out and back, an [`outlier`] is
@@ -16,7 +17,9 @@
 pub mod account;
 pub mod balance;
 pub mod breaker;
+pub mod budget;
 pub mod chosen;
+pub mod clocks;
 pub mod condition;
 pub mod discovery;
 pub mod endpoint;

@@ -21,6 +21,7 @@ use pingora::connectors::http::Connector;
 use super::account::{AccountState, Places};
 use super::balance::Standing;
 use super::breaker::SharedBreaker;
+use super::budget::RetryBudget;
 pub use super::chosen::{Chosen, Outcome};
 use super::endpoint::{EndpointState, Watch};
 use super::gate::{Reason, Terms};
@@ -51,6 +52,7 @@ type AccountKey = (UpstreamId, AccountId);
 pub struct Registry {
     places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
     lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
+    budgets: Mutex<HashMap<UpstreamId, Arc<RetryBudget>>>,
     accounts: Mutex<HashMap<AccountKey, Arc<AccountState>>>,
     endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
     /// By the endpoint's URL and the model.
@@ -105,6 +107,12 @@ impl Registry {
             .or_default()
             .clone();
         lines.of(model)
+    }
+
+    fn budget(&self, upstream: &UpstreamId, now: Instant) -> Arc<RetryBudget> {
+        let mut budgets = self.budgets.lock();
+        let make = || Arc::new(RetryBudget::new(now));
+        budgets.entry(upstream.clone()).or_insert_with(make).clone()
     }
 
     /// The state of an account, if there was ever such a one.
@@ -190,6 +198,8 @@ pub struct Pool {
     pub endpoints: Vec<EndpointSlot>,
     /// What has changed, for metrics.
     pub transitions: Arc<Transitions>,
+    /// How many retries it may still be sent.
+    pub budget: Arc<RetryBudget>,
     /// How an account that has left comes back.
     pub(super) terms: Terms,
     watch: Watch,
@@ -320,6 +330,7 @@ impl Pool {
             transitions: registry.transitions(&settings.id),
             terms: Terms::of(settings.outlier.as_ref()),
             watch: watch(&settings),
+            budget: registry.budget(&settings.id, now),
             settings,
             accounts,
             endpoints,

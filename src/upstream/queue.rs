@@ -6,9 +6,11 @@
 //! handed on again. The line belongs to the running state: it stays where it is over a reload.
 //!
 //! The line's length is shared: when it is full, whoever has less than its share of it still gets
-//! in, for the newest of somebody who has more.
+//! in, for the newest of somebody who has more. As it fills, classes of priority are turned away
+//! one after the other, the lowest first; nobody takes the place of a higher class.
 
 mod outcome;
+mod share;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -86,6 +88,7 @@ struct Counts {
     granted: AtomicU64,
     left: AtomicU64,
     queue_full: AtomicU64,
+    shed: AtomicU64,
     too_long: AtomicU64,
     late: AtomicU64,
     exhausted: AtomicU64,
@@ -115,6 +118,8 @@ enum Room {
     Free,
     /// In the place of one who waits.
     Of(Ticket<TenantId>),
+    /// Only for higher classes.
+    Kept,
     None,
 }
 
@@ -249,6 +254,7 @@ impl Line {
     fn count(&self, refused: NotServed) {
         let count = match refused {
             NotServed::QueueFull { .. } => &self.counts.queue_full,
+            NotServed::Shed { .. } => &self.counts.shed,
             NotServed::TooLong { .. } => &self.counts.too_long,
             NotServed::Late { .. } => &self.counts.late,
             NotServed::Exhausted => &self.counts.exhausted,
@@ -370,6 +376,7 @@ impl Lane {
             let room = self.room(&places, &who);
             let refused = match room {
                 Room::None => Some(NotServed::QueueFull { wait }),
+                Room::Kept => Some(NotServed::Shed { wait }),
                 _ if certain > deadline.saturating_duration_since(now) => {
                     Some(NotServed::TooLong { wait })
                 }
@@ -411,7 +418,8 @@ impl Lane {
     }
 
     fn room(&self, places: &FairQueue<TenantId, Need, Entry>, who: &Waiter) -> Room {
-        if places.len() < self.max_length {
+        let waiting = places.len();
+        if waiting < share::of(self.max_length, who.priority) {
             return Room::Free;
         }
         // Without a queue, those of an earlier configuration wait until they are served.
@@ -419,7 +427,11 @@ impl Lane {
             .is_queued_for()
             .then(|| places.gives_way(&who.tenant, who.weight, who.priority))
             .flatten();
-        ticket.map_or(Room::None, Room::Of)
+        match ticket.filter(|ticket| ticket.priority() >= who.priority) {
+            Some(ticket) => Room::Of(ticket),
+            None if waiting < self.max_length => Room::Kept,
+            None => Room::None,
+        }
     }
 
     /// Brings ceilings up to date and serves those who wait, should anything have come free that
@@ -440,6 +452,7 @@ impl Lane {
             granted: read(&counts.granted),
             left: read(&counts.left),
             queue_full: read(&counts.queue_full),
+            shed: read(&counts.shed),
             too_long: read(&counts.too_long),
             late: read(&counts.late),
             exhausted: read(&counts.exhausted),

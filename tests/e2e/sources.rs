@@ -79,10 +79,10 @@ fn an_overlay_is_laid_over_the_base_and_both_are_read_on_reload() {
         over.to_str().unwrap(),
     ];
     assert_eq!(run(&layers).status.code(), Some(2));
-    std::fs::write(&over, "retry: {attempts: 3}").unwrap();
+    std::fs::write(&over, "retry: {attempts: 4}").unwrap();
     let output = run(&[&layers[..], &["--diff"]].concat());
     assert!(
-        told(&output).contains("retry: attempts 2 → 3"),
+        told(&output).contains("retry: attempts 3 → 4"),
         "{}",
         told(&output)
     );
@@ -130,7 +130,7 @@ models: { flash: { variants: [{ upstream: deepseek, model: flash }] } }
     assert_eq!(all.status.code(), Some(0));
     assert_eq!(told(&all), told(&explain(&[""])));
     assert!(
-        told(&all).contains("retry.attempts: 2  ← default"),
+        told(&all).contains("retry.attempts: 3  ← default"),
         "{}",
         told(&all)
     );

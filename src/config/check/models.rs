@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Check;
+use super::resilience::class_set;
 use crate::config::file::{self, File};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::nearest::hint;
-use crate::config::settings::{Model, UpstreamId, Variant};
+use crate::config::settings::{Degraded, Model, UpstreamId, Variant};
 
 /// Body fields that the gateway itself reads or writes; a `set` would work against it.
 const OWN_FIELDS: [&str; 4] = ["model", "stream", "messages", "stream_options"];
@@ -41,31 +42,48 @@ impl Check<'_, '_> {
                     "add it to a tenant's `models`",
                 );
             }
-            let mut set = self.set(written, path);
-            let variants = self.variants(written, path, file);
-            let mut usual = written.usual_output_tokens;
-            let variants = match self.alias(written, path, file) {
-                Some(target) => {
-                    set = inherit(set, target);
-                    usual = usual.or(target.usual_output_tokens);
-                    plain_variants(target)
-                }
-                None => variants,
-            };
-            models.insert(
-                name.clone(),
-                Arc::new(Model {
-                    name: name.clone(),
-                    variants,
-                    set,
-                    usual_output_tokens: usual.unwrap_or(file::USUAL_OUTPUT_TOKENS),
-                    deadlines: Default::default(),
-                    degraded: None,
-                    resume: 0,
-                }),
-            );
+            let model = self.model(name, written, path, file);
+            models.insert(name.clone(), Arc::new(model));
         }
         models
+    }
+
+    fn model(
+        &mut self,
+        name: &str,
+        written: &file::Model,
+        path: KeyPath<'_>,
+        file: &File,
+    ) -> Model {
+        let set = self.set(written, path);
+        let variants = self.variants(written, path, file);
+        let target = self.alias(written, path, file);
+        if let Some(resume) = written.resume {
+            let variants = target.unwrap_or(written).variants.as_deref();
+            let variants = variants.unwrap_or_default();
+            self.resume(resume, variants, path.key("resume"));
+        }
+        let nothing = file::Model::default();
+        let inherited = target.unwrap_or(&nothing);
+        let degraded = match &written.degraded {
+            Some(own) => Some(self.degraded(own, path.key("degraded"))),
+            None => inherited.degraded.as_ref().map(Degraded::from),
+        };
+        let usual = written.usual_output_tokens;
+        let usual = usual.or(inherited.usual_output_tokens);
+        Model {
+            name: name.to_owned(),
+            variants: target.map_or(variants, plain_variants),
+            set: inherit(set, inherited),
+            usual_output_tokens: usual.unwrap_or(file::USUAL_OUTPUT_TOKENS),
+            deadlines: self.deadlines(
+                &written.deadlines,
+                &inherited.deadlines,
+                path.key("deadlines"),
+            ),
+            degraded,
+            resume: written.resume.or(inherited.resume).unwrap_or(0),
+        }
     }
 
     fn set(
@@ -119,6 +137,7 @@ impl Check<'_, '_> {
                     "expected 1 to 128 printable characters without spaces",
                 );
             }
+            self.variant_classes(index, variant, &file.retry, path);
             let shown = format!(
                 "{} of {}",
                 quoted(&variant.model),
@@ -177,7 +196,7 @@ fn plain_variants(written: &file::Model) -> Vec<Variant> {
         .map(|v| Variant {
             upstream: UpstreamId::new(&v.upstream),
             model: v.model.clone(),
-            on: None,
+            on: v.on.as_deref().map(class_set),
         })
         .collect()
 }

@@ -15,7 +15,7 @@ use crate::config::settings::{
 };
 
 /// A thousand million units, in nano-units: sums of many stay within 64 bits.
-const MOST_MONEY: u128 = 1_000_000_000 * 1_000_000_000;
+pub(super) const MOST_MONEY: u128 = 1_000_000_000 * 1_000_000_000;
 
 /// Comments more often are traffic of their own, and more rarely keep nothing alive.
 const LEAST_KEEP_ALIVE: Duration = Duration::from_secs(1);

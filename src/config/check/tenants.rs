@@ -80,7 +80,11 @@ impl Check<'_, '_> {
                 .group
                 .as_ref()
                 .and_then(|group| self.known_group(group, plans, path.key("group"))),
-            deadlines: Default::default(),
+            deadlines: self.deadlines(
+                &written.deadlines,
+                &file::Deadlines::default(),
+                path.key("deadlines"),
+            ),
         }
     }
 

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use base64::Engine as _;
 
+use super::resilience::affinity;
 use super::server::tls_version;
 use super::url::{self, is_host};
 use super::{ABOVE_ZERO, Check};
 use crate::config::file::{self, File, Surface};
 use crate::config::mistake::{KeyPath, quoted};
 use crate::config::settings::{
-    Account, AccountId, Affinity, Breaker, Dialect, Endpoint, Governor, Health, Outlier, TlsFiles,
-    Upstream, UpstreamId, UpstreamProtocol, UpstreamTimeouts, UpstreamTls,
+    Account, AccountId, Dialect, Endpoint, Governor, Health, TlsFiles, Upstream, UpstreamId,
+    UpstreamProtocol, UpstreamTls,
 };
 
 /// Probes and look-ups more often than this are traffic of their own.
-const LEAST_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const LEAST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What an upstream can do: as written, or as its dialect has it.
 pub(super) fn surfaces(written: &file::Upstream) -> Vec<Surface> {
@@ -123,10 +124,10 @@ impl Check<'_, '_> {
             surfaces: self.surfaces(written, path.key("surfaces")),
             envelope: self.envelope(written, path.key("envelope")),
             governor: self.governor(written.governor.as_ref(), path.key("governor")),
-            outlier: Some(Outlier::default()),
-            breaker: Some(Breaker::default()),
-            affinity: Some(Affinity::default()),
-            credit: None,
+            outlier: self.outlier(written.outlier.as_ref(), path.key("outlier")),
+            breaker: self.breaker(written.breaker.as_ref(), path.key("breaker")),
+            affinity: affinity(written.affinity.as_ref()),
+            credit: self.credit(written, path.key("credit")),
             endpoints: self.endpoints(written, path.key("endpoints")),
             accounts: self.accounts(written, models, path.key("accounts")),
         }
@@ -199,35 +200,6 @@ impl Check<'_, '_> {
             pins.push(pin);
         }
         pins
-    }
-
-    fn timeouts(&mut self, written: &file::Timeouts, path: KeyPath<'_>) -> UpstreamTimeouts {
-        if written.connect_total < written.connect {
-            self.report.mistake(
-                path.key("connect_total"),
-                "less than connect",
-                "it covers the connect as well",
-            );
-        }
-        if written.first_content > written.total {
-            self.report.mistake(
-                path.key("first_content"),
-                "more than total",
-                "it would never come to pass",
-            );
-        }
-        let mut timeout = |value, key| self.duration(value, ABOVE_ZERO, path.key(key));
-        UpstreamTimeouts {
-            connect: timeout(written.connect, "connect"),
-            connect_total: timeout(written.connect_total, "connect_total"),
-            read: timeout(written.read, "read"),
-            write: timeout(written.write, "write"),
-            first_byte: Duration::from_secs(60),
-            queued: Duration::from_secs(600),
-            first_content: timeout(written.first_content, "first_content"),
-            gap: Duration::from_secs(120),
-            total: timeout(written.total, "total"),
-        }
     }
 
     fn health(&mut self, upstream: &file::Upstream, path: KeyPath<'_>) -> Option<Health> {
@@ -358,7 +330,7 @@ impl Check<'_, '_> {
                 key_id: "default".to_owned(),
                 max_concurrent: Default::default(),
                 priority: 0,
-                weight: 1,
+                weight: file::WEIGHT,
             }];
         }
         let mut seen = HashMap::new();
@@ -394,8 +366,8 @@ impl Check<'_, '_> {
                 api_key,
                 key_id: written.key_id.clone().unwrap_or_else(|| written.id.clone()),
                 max_concurrent,
-                priority: 0,
-                weight: 1,
+                priority: written.priority,
+                weight: written.weight,
             });
         }
         accounts

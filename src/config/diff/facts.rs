@@ -2,6 +2,7 @@
 
 mod callers;
 mod providers;
+mod resilience;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use crate::config::secret::Secret;
 use crate::config::settings::{
-    Admin, Limits, Logging, Retry, Server, Settings, TlsFiles, TlsVersion, UpstreamId,
+    Admin, Limits, Logging, Server, Settings, TlsFiles, TlsVersion, UpstreamId,
 };
 use crate::config::text::{format_duration, format_size};
 
@@ -95,13 +96,7 @@ pub fn things(settings: &Settings) -> BTreeMap<String, Thing<'_>> {
         ("access", text(access)),
     ];
     things.add("logging", None, Restart::LogFormat, facts);
-    let Retry { attempts, .. } = retry;
-    things.add(
-        "retry",
-        None,
-        Restart::Never,
-        vec![("attempts", text(attempts))],
-    );
+    things.retry(retry);
     things.identity(identity);
     things.accounting(accounting);
     things.queue(queue);

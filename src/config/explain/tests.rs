@@ -164,6 +164,45 @@ fn of_limits_those_that_are_written_are_told_and_others_to_who_asks() {
 }
 
 #[test]
+fn what_is_done_about_failures_is_told_with_its_defaults() {
+    let over = "upstreams: [{id: deepseek, outlier: {window: 3s}, timeouts: {gap: 7s}}]";
+    for (key, lines) in [
+        (
+            "upstreams[deepseek].outlier",
+            &[
+                "upstreams[deepseek].outlier.window: 3s  ← over.yaml:1",
+                "upstreams[deepseek].outlier.max_ejection: 30s  ← default",
+            ][..],
+        ),
+        (
+            "upstreams[deepseek].breaker",
+            &["upstreams[deepseek].breaker.open: 5s  ← default"],
+        ),
+        (
+            "upstreams[deepseek].timeouts",
+            &[
+                "upstreams[deepseek].timeouts.gap: 7s  ← over.yaml:1",
+                "upstreams[deepseek].timeouts.first_byte: 1m  ← default",
+                "upstreams[deepseek].timeouts.first_content: 10m  ← default",
+            ],
+        ),
+        (
+            "models.flash",
+            &[
+                "models.flash.deadlines.gap: none  ← default",
+                "models.flash.degraded: none  ← default",
+            ],
+        ),
+        ("retry", &["retry.max_backoff: 2s  ← default"]),
+    ] {
+        let told = one(over, key);
+        for line in lines {
+            assert!(told.contains(&(*line).to_owned()), "{line}\n{told:#?}");
+        }
+    }
+}
+
+#[test]
 fn a_text_cannot_write_to_the_terminal() {
     let over = "models: {flash: {set: {stop: \"\\e[2J\\nserver: x\"}}}";
     let told = one(over, "models.flash.set");

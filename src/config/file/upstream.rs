@@ -8,7 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Required;
+use super::deadlines::Timeouts;
 use super::envelope::Envelope;
+use super::resilience::{
+    Affinity, AffinityRules, Breaker, BreakerRules, Credit, Outlier, OutlierRules,
+};
 use super::server::TlsVersion;
 use crate::config::secret::SecretText;
 use crate::config::text::DurationText;
@@ -21,18 +25,6 @@ pub const SIGNED_MESSAGE: &str =
     "TG-HMAC-SHA256\n{method}\n{path}\n{query}\n{timestamp}\n{nonce}\n{body_sha256}";
 pub const SIGNED_HEADER: &str = "TG-HMAC-SHA256 id={key_id}, timestamp={timestamp}, nonce={nonce}, digest={body_sha256}, signature={signature}";
 
-/// One lost SYN is sent again after 1 s, a second after 3 s; then another endpoint is the better bet.
-pub const CONNECT: DurationText = seconds(3);
-/// As `CONNECT`, and as much again for the TLS handshake.
-pub const CONNECT_TOTAL: DurationText = seconds(6);
-/// DeepSeek sends keep-alives while a request waits; five minutes without one is a dead line.
-pub const READ: DurationText = seconds(300);
-/// A provider that reads nothing of our body for this long is stuck.
-pub const WRITE: DurationText = seconds(30);
-/// DeepSeek closes a connection whose inference has not begun after 10 minutes.
-pub const FIRST_CONTENT: DurationText = seconds(600);
-/// The longest answers, with reasoning, end well before.
-pub const TOTAL: DurationText = seconds(1800);
 /// Below the idle limit of the load balancers that providers stand behind (60 to 75 s).
 pub const IDLE_TIMEOUT: DurationText = seconds(60);
 /// Cloud load balancers announce 60 s; half of that is soon enough to follow a move.
@@ -45,7 +37,7 @@ pub const HEALTH_TIMEOUT: DurationText = seconds(5);
 pub const HEALTHY_AFTER: u32 = 1;
 /// Three, so that one lost packet takes nothing out.
 pub const UNHEALTHY_AFTER: u32 = 3;
-/// All endpoints alike.
+/// All endpoints alike, and all accounts.
 pub const WEIGHT: u32 = 1;
 /// Fewer places would tell too little of what the account can bear.
 pub const GOVERNOR_FLOOR: u32 = 4;
@@ -89,6 +81,16 @@ pub struct Upstream {
     pub envelope: Envelope,
     /// Learning of ceilings below the accounts' `max_concurrent`. `false` or null: none.
     pub governor: Option<Governor>,
+    /// Leaving out accounts and endpoints whose traffic shows that they are ill. `false` or null:
+    /// none.
+    pub outlier: Option<Outlier>,
+    /// Sending an endpoint nothing for a model that fails there. `false` or null: never.
+    pub breaker: Option<Breaker>,
+    /// Keeping conversations at the account whose prompt cache has them. `false` or null: no.
+    pub affinity: Option<Affinity>,
+    /// Watching what is left of the accounts. `false`: no. Without it: for `deepseek` with keys and
+    /// the surface `balance`; other dialects have none.
+    pub credit: Option<Credit>,
     /// Its addresses.
     #[schemars(length(min = 1))]
     pub endpoints: Vec<Endpoint>,
@@ -112,6 +114,10 @@ impl Default for Upstream {
             surfaces: None,
             envelope: Envelope::default(),
             governor: Some(Governor::Rules(GovernorRules::default())),
+            outlier: Some(Outlier::Rules(OutlierRules::default())),
+            breaker: Some(Breaker::Rules(BreakerRules::default())),
+            affinity: Some(Affinity::Rules(AffinityRules::default())),
+            credit: None,
             endpoints: Vec::new(),
             accounts: Vec::new(),
         }
@@ -250,37 +256,6 @@ impl Default for UpstreamTls {
     }
 }
 
-/// Deadlines of one attempt; each more than 0 and at most 24h.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Timeouts {
-    /// TCP connect.
-    pub connect: DurationText,
-    /// TCP connect and TLS handshake together; at least `connect`.
-    pub connect_total: DurationText,
-    /// Silence on the connection, before the head as between bytes. Keep-alives count as life.
-    pub read: DurationText,
-    /// One write to an upstream that does not read.
-    pub write: DurationText,
-    /// Request sent to first content; keep-alives do not count. At most `total`.
-    pub first_content: DurationText,
-    /// The whole attempt.
-    pub total: DurationText,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: CONNECT,
-            connect_total: CONNECT_TOTAL,
-            read: READ,
-            write: WRITE,
-            first_content: FIRST_CONTENT,
-            total: TOTAL,
-        }
-    }
-}
-
 /// Health probes, or whether there are any.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
@@ -392,7 +367,7 @@ impl Default for Endpoint {
 }
 
 /// A billing unit of the provider: what it limits.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(transform = Required("id"))]
 pub struct Account {
@@ -406,4 +381,23 @@ pub struct Account {
     /// Requests at one time by upstream model; a model that is not named has no limit.
     #[schemars(extend("additionalProperties" = { "type": "integer", "minimum": 1, "maximum": 1_000_000 }))]
     pub max_concurrent: BTreeMap<String, u32>,
+    /// Lower is preferred; the next priority serves while none of this one is fit and has room.
+    #[schemars(range(min = 0, max = 1000))]
+    pub priority: u32,
+    /// Share among accounts of the same priority.
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: u32,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            api_key: None,
+            key_id: None,
+            max_concurrent: BTreeMap::new(),
+            priority: 0,
+            weight: WEIGHT,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! How failures of upstreams are met, as checked settings: what is tried again, who is left out
-//! for how long, how requests are spread, which clocks run.
+//! for how long, how requests are spread, which clocks run. What `Default` gives is what a file means
+//! that says nothing; it stands in [`crate::config::file`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -174,65 +175,6 @@ impl FailureClass {
             Self::NoResources => "no_resources",
             Self::Cut => "cut",
             Self::Deadline => "deadline",
-        }
-    }
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            attempts: 3,
-            deadline: Duration::from_secs(60),
-            base_backoff: Duration::from_millis(50),
-            max_backoff: Duration::from_secs(2),
-            budget_percent: 15,
-            budget_reserve: 10,
-            on: BTreeSet::from(FailureClass::ALL),
-            hold_head: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Default for Outlier {
-    fn default() -> Self {
-        Self {
-            consecutive_failures: 5,
-            error_percent: 50,
-            min_requests: 20,
-            window: Duration::from_secs(10),
-            slow_factor: 5,
-            ejection: Duration::from_secs(5),
-            max_ejection: Duration::from_secs(30),
-            max_ejected_percent: 50,
-            probes: 1,
-            ramp: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Default for Breaker {
-    fn default() -> Self {
-        Self {
-            error_percent: 50,
-            min_requests: 20,
-            window: Duration::from_secs(10),
-            open: Duration::from_secs(5),
-            probes: 3,
-        }
-    }
-}
-
-impl Default for Affinity {
-    fn default() -> Self {
-        Self { bound_percent: 125 }
-    }
-}
-
-impl Default for Credit {
-    fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(60),
-            low_water: BTreeMap::new(),
         }
     }
 }

@@ -54,6 +54,10 @@ fn the_base_stands_alone_and_under_production() {
         base.settings.upstreams[0].accounts[0].api_key
     );
     assert_eq!(accounts[0].max_concurrent["deepseek-flash"], 2500);
+    let flash = &both.settings.models["deepseek-flash"];
+    assert_eq!(flash.variants[1].upstream.as_str(), "ark");
+    assert_eq!(both.settings.models["deepseek-v4-pro"].variants.len(), 1);
+    assert!(flash.degraded.is_some());
 }
 
 #[test]
@@ -88,13 +92,15 @@ fn the_reference_says_what_leaving_its_keys_out_means() {
         parent.as_object_mut().unwrap().remove(key).unwrap();
     }
     let reference = serde_yaml::to_string(&reference).unwrap();
-    // Nor has the example's plan.
+    // Nor have the example's plan and its mark of low water.
     let mut example = position::parse(EXAMPLE, Path::new("e.yaml"), 0)
         .unwrap()
         .to_json();
     example.as_object_mut().unwrap().remove("plans").unwrap();
     let tenant = example["tenants"][0].as_object_mut().unwrap();
     tenant.remove("plan").unwrap();
+    let upstream = example["upstreams"][0].as_object_mut().unwrap();
+    upstream.remove("credit").unwrap();
     let example = serde_yaml::to_string(&example).unwrap();
     let (example, reference) = (settings_of(&example), settings_of(&reference));
     let changes: Vec<_> = diff::diff(&example, &reference)

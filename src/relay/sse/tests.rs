@@ -279,3 +279,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_no_event_stream_is_known_by_its_first_line() {
+    for (stream, foreign) in [
+        ("<!DOCTYPE html>\n<html>data: x</html>\n", true),
+        ("\n\n{\"error\":{\"message\":\"m\"}}", true),
+        ("Authentication Fails (governor)", true),
+        ("dat", true),
+        ("database: x\n", true),
+        (": keep-alive\n\n<html>", true),
+        (": keep-alive\n\n", false),
+        ("data: x\n\nfoo: y\n\n", false),
+        ("data:x", false),
+        ("data\n", false),
+        ("\u{feff}event: ping\r\n", false),
+        ("id: 1\nretry: 3\n\n", false),
+        ("", false),
+    ] {
+        let (_, seen, _) = run(Shape::Chat, false, &[stream.as_bytes()]);
+        assert_eq!(seen.foreign, foreign, "{stream:?}");
+        let pieces: Vec<&[u8]> = stream.as_bytes().chunks(1).collect();
+        assert_eq!(run(Shape::Chat, false, &pieces).1, seen, "{stream:?}");
+    }
+    let mut scanner = Scanner::new(Shape::Chat, false);
+    scanner.feed(Bytes::from_static(b"<html"));
+    assert!(
+        scanner.seen().foreign,
+        "a page without lines would never end one"
+    );
+}

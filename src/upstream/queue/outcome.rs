@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum NotServed {
     /// As many wait as may; also of one that waited, and gave way to a tenant that had less.
     QueueFull { wait: Duration },
+    /// What is left of the line is kept for higher classes of priority.
+    Shed { wait: Duration },
     /// It would take longer than there is time.
     TooLong { wait: Duration },
     /// The time has passed.
@@ -24,6 +26,7 @@ impl NotServed {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::QueueFull { .. } => "queue_full",
+            Self::Shed { .. } => "shed",
             Self::TooLong { .. } => "too_long",
             Self::Late { .. } => "late",
             Self::Exhausted => "exhausted",
@@ -35,6 +38,7 @@ impl NotServed {
     pub fn wait(self) -> Option<Duration> {
         match self {
             Self::QueueFull { wait }
+            | Self::Shed { wait }
             | Self::TooLong { wait }
             | Self::Late { wait }
             | Self::Closed { wait } => Some(wait),
@@ -51,6 +55,7 @@ pub struct Observed {
     /// Clients that left while they waited.
     pub left: u64,
     pub queue_full: u64,
+    pub shed: u64,
     pub too_long: u64,
     pub late: u64,
     pub exhausted: u64,

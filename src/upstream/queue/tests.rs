@@ -227,6 +227,64 @@ async fn one_who_fills_the_queue_gives_way_to_those_who_have_none_in_it() {
     assert_eq!(lane.line.waiting_anywhere.load(Ordering::Relaxed), 0);
 }
 
+fn try_wait_in_class(lane: &Arc<Lane>, priority: Priority) -> Result<Waiting, NotServed> {
+    let who = Waiter {
+        priority,
+        ..who(&format!("{priority:?}"))
+    };
+    let now = Instant::now();
+    lane.wait(who, &Wish::default(), now + SOON, now)
+}
+
+#[tokio::test]
+async fn as_the_line_fills_low_is_turned_away_first_then_normal_and_high_last() {
+    let lane = lane(&[1], 10);
+    let _held = choose(&lane).unwrap();
+    let mut waiting = Vec::new();
+    for (class, most) in [
+        (Priority::Low, 5),
+        (Priority::Normal, 8),
+        (Priority::High, 10),
+    ] {
+        while let Ok(one_more) = try_wait_in_class(&lane, class) {
+            waiting.push(one_more);
+        }
+        assert_eq!(lane.observed().waiting, most, "{class:?}");
+    }
+    let observed = lane.observed();
+    assert_eq!((observed.shed, observed.queue_full), (2, 1));
+}
+
+#[tokio::test]
+async fn nobody_takes_the_place_of_a_higher_class() {
+    let lane = lane(&[1], 4);
+    let _held = choose(&lane).unwrap();
+    let high = || try_wait_in_class(&lane, Priority::High).unwrap();
+    let _crowd: Vec<_> = (0..4).map(|_| high()).collect();
+    for class in [Priority::Normal, Priority::Low] {
+        let refused = try_wait_in_class(&lane, class).err();
+        assert!(matches!(refused, Some(NotServed::QueueFull { .. })));
+    }
+    assert_eq!(lane.observed().waiting, 4);
+}
+
+#[tokio::test]
+async fn in_its_part_of_the_line_a_low_crowd_gives_way_to_who_is_as_low() {
+    let lane = lane(&[1], 8);
+    let _held = choose(&lane).unwrap();
+    let low = || try_wait_in_class(&lane, Priority::Low);
+    let mut crowd: Vec<_> = (0..4).map(|_| low().unwrap()).collect();
+    assert!(matches!(low().err(), Some(NotServed::Shed { .. })));
+    let alone = Waiter {
+        priority: Priority::Low,
+        ..who("alone")
+    };
+    let now = Instant::now();
+    let _alone = lane.wait(alone, &Wish::default(), now + SOON, now).unwrap();
+    assert!(crowd.pop().unwrap().await.is_err());
+    assert_eq!(lane.observed().waiting, 4);
+}
+
 #[tokio::test]
 async fn nobody_gives_way_to_one_who_could_not_be_served_in_time() {
     let lane = lane(&[1], 2);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Fact, Restart, Things, none, optional, path, text, tls_files, version};
+use super::{Fact, Restart, Things, none, optional, path, resilience, text, tls_files, version};
 use crate::config::settings::{
     Accepted, AllowedModels, ApiKey, CertificateName, ClientCertificates, Credential, Identity,
     KeyHash, Listener, ListenerTls, SignedRequest, SignedRequests, Tenant, TokenIssuer, TokenKeys,
@@ -157,14 +157,14 @@ impl<'a> Things<'a> {
             allow_from,
             plan,
             group,
-            deadlines: _,
+            deadlines,
         } = tenant;
         let name = format!("tenant {id}");
         let models = match models {
             AllowedModels::All => BTreeSet::from(["*".to_owned()]),
             AllowedModels::Listed(names) => names.iter().cloned().collect(),
         };
-        let facts = vec![
+        let mut facts = vec![
             ("enabled", text(enabled)),
             ("models", Fact::Set(models)),
             ("balance", text(balance)),
@@ -182,6 +182,7 @@ impl<'a> Things<'a> {
                     .map_or_else(none, |from| text(format!("{from:?}"))),
             ),
         ];
+        facts.extend(resilience::deadlines(deadlines));
         for credential in credentials {
             self.credential(credential, &name);
         }

@@ -1,9 +1,8 @@
 //! Facts of those who answer: upstreams, their endpoints and accounts, and the models they serve.
 
-use super::{Fact, Restart, Things, none, optional, path, text, tls_files, version};
+use super::{Fact, Restart, Things, none, optional, path, resilience, text, tls_files, version};
 use crate::config::settings::{
-    Account, Endpoint, Envelope, Governor, Health, Model, Upstream, UpstreamAuth, UpstreamTimeouts,
-    UpstreamTls,
+    Account, Endpoint, Envelope, Governor, Health, Model, Upstream, UpstreamAuth, UpstreamTls,
 };
 use crate::config::text::format_duration;
 
@@ -30,10 +29,10 @@ impl<'a> Things<'a> {
             surfaces,
             envelope,
             governor,
-            outlier: _,
-            breaker: _,
-            affinity: _,
-            credit: _,
+            outlier,
+            breaker,
+            affinity,
+            credit,
             endpoints,
             accounts,
         } = upstream;
@@ -63,9 +62,13 @@ impl<'a> Things<'a> {
                 "governor",
                 governor.as_ref().map_or_else(none, governor_fact),
             ),
+            ("outlier", resilience::outlier(outlier.as_ref())),
+            ("breaker", resilience::breaker(breaker.as_ref())),
+            ("affinity", resilience::affinity(affinity.as_ref())),
             ("surfaces", Fact::Set(surfaces.iter().cloned().collect())),
         ];
-        facts.extend(timeout_facts(timeouts));
+        facts.extend(resilience::credit(credit.as_ref()));
+        facts.extend(resilience::timeouts(timeouts));
         facts.extend(envelope_facts(envelope.as_ref()));
         self.endpoints(endpoints, &name);
         self.accounts(accounts, &name);
@@ -105,8 +108,8 @@ impl<'a> Things<'a> {
             api_key,
             key_id,
             max_concurrent,
-            priority: _,
-            weight: _,
+            priority,
+            weight,
         } in accounts
         {
             let limits = max_concurrent
@@ -116,6 +119,8 @@ impl<'a> Things<'a> {
                 ("key", Fact::Secret(api_key.as_ref())),
                 ("key_id", text(key_id)),
                 ("max_concurrent", Fact::Set(limits.collect())),
+                ("priority", text(priority)),
+                ("weight", text(weight)),
             ];
             self.add(
                 format!("{name} account {id}"),
@@ -132,19 +137,19 @@ impl<'a> Things<'a> {
             variants,
             set,
             usual_output_tokens,
-            deadlines: _,
-            degraded: _,
-            resume: _,
+            deadlines,
+            degraded,
+            resume,
         } = model;
-        let variants = variants
-            .iter()
-            .map(|variant| format!("{}/{}", variant.upstream, variant.model));
         let set = set.iter().map(|(field, value)| format!("{field}={value}"));
-        let facts = vec![
-            ("variants", Fact::Set(variants.collect())),
+        let mut facts = vec![
+            ("variants", resilience::variants(variants)),
             ("set", Fact::Set(set.collect())),
             ("usual_output_tokens", text(usual_output_tokens)),
+            ("degraded", resilience::degraded(degraded.as_ref())),
+            ("resume", text(resume)),
         ];
+        facts.extend(resilience::deadlines(deadlines));
         self.add(format!("model {name}"), None, Restart::Never, facts);
     }
 }
@@ -164,34 +169,6 @@ fn envelope_facts(envelope: Option<&Envelope>) -> [(&'static str, Fact<'static>)
     [
         ("envelope.success", Fact::Set(success)),
         ("envelope.statuses", Fact::Set(statuses)),
-    ]
-}
-
-fn timeout_facts(timeouts: &UpstreamTimeouts) -> Vec<(&'static str, Fact<'static>)> {
-    let UpstreamTimeouts {
-        connect,
-        connect_total,
-        read,
-        write,
-        first_byte: _,
-        queued: _,
-        first_content,
-        gap: _,
-        total,
-    } = timeouts;
-    vec![
-        ("timeouts.connect", text(format_duration(*connect))),
-        (
-            "timeouts.connect_total",
-            text(format_duration(*connect_total)),
-        ),
-        ("timeouts.read", text(format_duration(*read))),
-        ("timeouts.write", text(format_duration(*write))),
-        (
-            "timeouts.first_content",
-            text(format_duration(*first_content)),
-        ),
-        ("timeouts.total", text(format_duration(*total))),
     ]
 }
 
