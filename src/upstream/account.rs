@@ -49,7 +49,7 @@ impl AccountState {
 
     /// Something is left again: if it was out for that, it is tried again.
     pub fn paid_again(&self, now: Instant) {
-        self.condition.try_now(Reason::Unpaid, Reason::Paid, now);
+        self.condition.try_now(&[Reason::Unpaid], Reason::Paid, now);
     }
 }
 

@@ -226,12 +226,17 @@ impl Passes {
         let took = now.saturating_duration_since(self.began);
         self.lane.first_content(self.account, took, self.began, now);
         let took = self.awaited.then_some(took);
+        // Only of a probe: of others, one says nothing.
+        let watched = |pass: Pass| took.filter(|_| pass.is_probe());
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
-            account.first_content(pass, took, now, pool.terms);
+            let slow = watched(pass).is_some_and(|it| pool.is_slow_account(self.account, it, now));
+            account.first_content(pass, took, slow, now, pool.terms);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
-            let condition = &slot.state.condition;
-            condition.first_content(pass, took, now, pool.watch().terms);
+            let slow = watched(pass);
+            let slow = slow.is_some_and(|it| pool.is_slow_endpoint(self.endpoint, it, now));
+            let (condition, terms) = (&slot.state.condition, pool.watch().terms);
+            condition.first_content(pass, took, slow, now, terms);
         }
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()

@@ -158,10 +158,9 @@ impl Lane {
 
     /// Whoever is closed was not offered: is that why nobody is left?
     fn refuse(&self, none: NoneLeft, wish: &Wish, now: Instant) -> NoChoice {
-        match (none, self.closed_for(wish, now)) {
-            (NoneLeft::Tried, Some(retry_in)) => NoChoice::Closed { retry_in },
-            (none, _) => none.into(),
-        }
+        let closed = (none == NoneLeft::Tried).then(|| self.closed_for(wish, now));
+        let closed = closed.flatten();
+        closed.map_or(none.into(), |retry_in| NoChoice::Closed { retry_in })
     }
 
     /// How long until the first of those that are left and closed may be asked; `None` if nobody

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -23,7 +24,7 @@ use super::breaker::SharedBreaker;
 use super::budget::RetryBudget;
 pub use super::chosen::{Chosen, Outcome};
 use super::endpoint::{EndpointState, Watch};
-use super::gate::Terms;
+use super::gate::{Reason, Terms};
 use super::health::Thresholds;
 pub use super::lane::{Lane, NoChoice, Tried, Wish};
 use super::peer::{PeerError, PeerTemplate};
@@ -59,6 +60,8 @@ pub struct Registry {
     transitions: Mutex<HashMap<UpstreamId, Arc<Transitions>>>,
     /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
     idle_connections: usize,
+    /// Tells configured secrets apart without keeping them.
+    fingerprints: RandomState,
     /// What connects to enveloped endpoints; all others are reached by Pingora's proxy.
     connector: OnceLock<Arc<Connector>>,
 }
@@ -279,9 +282,15 @@ impl Pool {
                 Some(secret) => credential(&settings, account, secret)?,
                 None => Credential::Nothing,
             };
+            let state = registry.account_state(&key, now);
+            // Another key may be a good one.
+            let secret = account.api_key.as_ref().map(Secret::expose);
+            let fingerprint = registry.fingerprints.hash_one((secret, &account.key_id));
+            let mends = [Reason::Refused, Reason::Unpaid];
+            state.condition.configure(fingerprint, &mends, now);
             accounts.push(AccountSlot {
                 id: account.id.clone(),
-                state: registry.account_state(&key, now),
+                state,
                 credential,
             });
         }
@@ -299,6 +308,13 @@ impl Pool {
                 None => template,
             };
             let state = registry.endpoint(&settings.id, endpoint, now);
+            // So may be the key that others are pinned to; checks would find that out themselves.
+            let mends: &[Reason] = match settings.health {
+                Some(_) => &[],
+                None => &[Reason::Pin],
+            };
+            let fingerprint = registry.fingerprints.hash_one(&settings.tls.pins);
+            state.condition.configure(fingerprint, mends, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.
                 state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
