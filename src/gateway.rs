@@ -28,6 +28,7 @@ mod identify;
 mod intake;
 mod overload;
 mod record;
+mod resume;
 mod verdict;
 mod waiting;
 

@@ -1,15 +1,14 @@
 //! What goes back: the head built anew, each fragment watched on its way, and an honest word when
 //! the answer does not come to its proper end.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::{FailToProxy, Session};
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
 
 use super::Gateway;
 use super::verdict::is_stream;
@@ -48,6 +47,7 @@ impl Gateway {
         }
         ctx.answer.watch = watch(head, ctx.routed());
         ctx.refusal = None;
+        ctx.note_for_resumption();
         // Without a session in the client's place nothing is held back.
         let flows = ctx.behind.is_none() || matches!(ctx.answer.watch, Watch::Nothing);
         if flows {
@@ -88,7 +88,7 @@ impl Gateway {
     ) -> Result<()> {
         let now = Instant::now();
         self.check_clocks(ctx, now)?;
-        if ctx.answer.begun && head_is_out(session) {
+        if ctx.answer.begun && ctx.answer.resumption.is_none() && head_is_out(session) {
             // There is no other attempt from here on: a long stream need not hold its question.
             ctx.let_go_of_body();
         }
@@ -162,7 +162,7 @@ impl Gateway {
             if progress {
                 ctx.moved(Step::Content, now);
             }
-            return Ok(out);
+            return self.write_down(ctx, out);
         }
         let begun = seen.begun;
         let failed = match &seen.error {
@@ -192,7 +192,8 @@ impl Gateway {
             attempt.chosen.report(Outcome::FirstContent, now);
         }
         ctx.begin_answer();
-        Ok(ctx.answer.prelude.pass(out, true))
+        let out = ctx.answer.prelude.pass(out, true);
+        self.write_down(ctx, out)
     }
 
     /// The upstream says that this was all. Was it?
@@ -225,22 +226,28 @@ impl Gateway {
                 (join(ctx.answer.withheld.finish(), Some(out)), fault)
             }
             Watch::Stream(scanner) => {
-                let out = join(out, scanner.finish());
+                let rest = scanner.finish();
                 let seen = scanner.seen();
                 let fault = match seen.ended {
-                    false if scanner.seen().foreign => Some(FailureClass::Garbage),
+                    false if seen.foreign => Some(FailureClass::Garbage),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };
-                let held = ctx.answer.prelude.finish();
-                (join(held.unwrap_or_default(), Some(out)), fault)
+                let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
+                let rest = self.write_down(ctx, rest)?;
+                (join(out, Some(rest)), fault)
             }
         };
         let Some(fault) = fault else {
+            let held = self.last_written(ctx)?;
             self.succeed(ctx);
-            return Ok(out);
+            return Ok(join(out, held));
         };
         if ctx.answer.begun {
+            if self.resume(ctx, fault) {
+                let error = Error::explain(ErrorType::ConnectionClosed, fault.as_str());
+                return Err(error.into_up());
+            }
             self.failed_after_content(ctx, fault);
             if matches!(ctx.answer.watch, Watch::Stream(_)) {
                 let told = ctx.tell_interruption();
@@ -333,7 +340,7 @@ fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
     }
 }
 
-fn shape(surface: &Surface) -> Option<Shape> {
+pub(super) fn shape(surface: &Surface) -> Option<Shape> {
     match surface {
         Surface::Chat { .. } => Some(Shape::Chat),
         Surface::Completions { .. } | Surface::Embeddings => Some(Shape::Completions),

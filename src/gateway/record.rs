@@ -165,6 +165,7 @@ impl Gateway {
             attempts: ctx.attempts.made,
             tries: tries(ctx),
             degraded: ctx.answer.degraded,
+            resumed: ctx.answer.resumption.as_ref().map_or(0, |it| it.made),
             stream: ctx.routed().is_some_and(|routed| routed.stream),
             duration_ms: since_start(now),
             queued_ms: (ctx.attempts.queued > Duration::ZERO).then(|| millis(ctx.attempts.queued)),
