@@ -39,6 +39,7 @@ mod lifecycle;
 mod limits;
 mod passthrough;
 mod poisoned;
+mod resume;
 mod rotation;
 mod scan;
 mod sdk;
