@@ -19,6 +19,7 @@ use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
 use super::account::{AccountState, Places};
+use super::affinity::{self, Affinity};
 use super::balance::Standing;
 use super::breaker::SharedBreaker;
 use super::budget::RetryBudget;
@@ -51,6 +52,7 @@ type AccountKey = (UpstreamId, AccountId);
 #[derive(Default)]
 pub struct Registry {
     places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
+    affinities: Mutex<HashMap<(UpstreamId, String), Arc<Affinity>>>,
     lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
     budgets: Mutex<HashMap<UpstreamId, Arc<RetryBudget>>>,
     accounts: Mutex<HashMap<AccountKey, Arc<AccountState>>>,
@@ -107,6 +109,12 @@ impl Registry {
             .or_default()
             .clone();
         lines.of(model)
+    }
+
+    fn affinity(&self, upstream: &UpstreamId, model: &str) -> Arc<Affinity> {
+        let mut affinities = self.affinities.lock();
+        let key = (upstream.clone(), model.to_owned());
+        affinities.entry(key).or_default().clone()
     }
 
     fn budget(&self, upstream: &UpstreamId, now: Instant) -> Arc<RetryBudget> {
@@ -204,6 +212,8 @@ pub struct Pool {
     pub(super) terms: Terms,
     watch: Watch,
     pub(super) turn: AtomicUsize,
+    /// Another one for each process, so that hosts do not draw alike.
+    pub(super) seed: u64,
     /// Rests of its places are measured from here.
     since: Instant,
 }
@@ -211,6 +221,12 @@ pub struct Pool {
 pub struct AccountSlot {
     pub id: AccountId,
     pub state: Arc<AccountState>,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// Share among accounts of one priority.
+    pub weight: u32,
+    /// What conversations find it by.
+    pub(super) seed: u64,
     credential: Credential,
 }
 
@@ -291,6 +307,9 @@ impl Pool {
             accounts.push(AccountSlot {
                 id: account.id.clone(),
                 state,
+                priority: account.priority,
+                weight: account.weight,
+                seed: affinity::seed(account.id.as_str()),
                 credential,
             });
         }
@@ -335,6 +354,7 @@ impl Pool {
             accounts,
             endpoints,
             turn: AtomicUsize::new(0),
+            seed: uuid::Uuid::new_v4().as_u64_pair().1,
             since: now,
         }))
     }
@@ -356,6 +376,7 @@ impl Pool {
             model: model.to_owned(),
             places: places.collect(),
             breakers: breakers.collect(),
+            affinity: registry.affinity(&self.settings.id, model),
             line: registry.line(&self.settings.id, model),
             max_length: queue.max_length,
         }
