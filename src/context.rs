@@ -264,6 +264,8 @@ pub struct Resumption {
     pub transcript: Transcript,
     /// Makes the rest look like one with what came before.
     pub rewriter: Option<Rewriter>,
+    /// Written down for the client and not sent yet: it came with the break.
+    pub owed: Bytes,
     /// How often the stream was gone on with.
     pub made: u32,
     /// Completion tokens of what the client has that are on a broken attempt's bill.
@@ -276,6 +278,7 @@ impl Resumption {
             question,
             transcript: Transcript::new(),
             rewriter: None,
+            owed: Bytes::new(),
             made: 0,
             billed: 0,
         }
