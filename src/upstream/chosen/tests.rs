@@ -4,7 +4,7 @@ use super::super::lane::{NoChoice, Wish};
 use super::super::pool::Registry;
 use super::super::queue::tests::{lanes, upstream};
 use super::*;
-use crate::config::settings::{Outlier, Upstream};
+use crate::config::settings::{Outlier, TenantId, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -133,8 +133,8 @@ fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
     let now = Instant::now();
     send_to_all(&lane, failed(FailureClass::Unavailable), 7, now);
     assert_eq!([0, 1, 2].map(|index| account(&lane, index)), ["good"; 3]);
-    let (_, state, _) = lane.breakers().next().unwrap();
-    assert!(matches!(state, State::Open { .. }));
+    let (_, shown) = lane.breakers().next().unwrap();
+    assert!(matches!(shown.state, State::Open { .. }) && !shown.for_one);
     assert!(
         lane.pool
             .accounts
@@ -153,7 +153,7 @@ fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
         probe.report(Outcome::FirstContent, later);
         probe.report(Outcome::Complete, later);
     }
-    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+    assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn attempts_that_were_under_way_when_an_account_left_do_not_open_the_breaker() {
     }
     assert_eq!(account(&lane, 0), "failing");
     assert_eq!(endpoint(&lane, 0), "healthy");
-    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+    assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
 }
 
 #[test]
@@ -314,4 +314,21 @@ fn when_only_the_operator_can_open_it_a_while_is_told() {
     tried.tried.accounts.push(0);
     let none = lane.choose(&tried, now).map(|_| ()).unwrap_err();
     assert_eq!(none, NoChoice::Exhausted);
+}
+
+#[test]
+fn what_one_tenant_asks_for_closes_an_endpoint_to_nobody_else() {
+    let lane = lane(with_rules(1, 1));
+    let now = Instant::now();
+    let of = |name| Wish {
+        caller: Some(Caller::of(&TenantId::new(name))),
+        ..Wish::default()
+    };
+    for _ in 0..20 {
+        let mut chosen = lane.choose(&of("bad"), now).unwrap();
+        chosen.report(failed(FailureClass::ServerError), now);
+    }
+    assert!(lane.choose(&of("bad"), now).is_err());
+    assert!(lane.choose(&of("good"), now).is_ok());
+    assert!(lane.is_ready(now) && lane.breakers().all(|(_, shown)| shown.for_one));
 }
