@@ -36,6 +36,7 @@ pub mod peer;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod registry;
 pub mod retry;
 pub mod signing;
 pub mod transitions;
