@@ -1,8 +1,10 @@
 //! Which account and which endpoint take the next attempt. Pure: numbers in, an index out.
 //!
-//! Accounts: the least loaded relative to its ceiling among those that are awake and below it.
-//! Endpoints: among the best priority that has a healthy one, the least loaded relative to its
-//! weight. Ties go round by `turn`, so that idle peers share evenly.
+//! Accounts: the least loaded relative to its ceiling among those that are open and below it.
+//! Endpoints: among the best priority that has an open one, the least loaded relative to its
+//! weight. Who is to be tried again is tried first; who has a part of its share is taken for more
+//! loaded than it is. Ties go round by `turn`, so that idle peers share evenly. Whoever is closed
+//! is never chosen.
 
 /// What one may be sent at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub struct AccountView {
     pub in_flight: u32,
     pub ceiling: Option<u32>,
     /// As a whole.
-    pub resting: bool,
+    pub standing: Standing,
     /// It has said that it takes no more for this model for a while.
     pub limited: bool,
     /// Already tried in this request.
@@ -49,7 +51,7 @@ pub struct EndpointView {
     pub priority: u32,
     /// At least 1.
     pub weight: u32,
-    pub healthy: bool,
+    pub standing: Standing,
     /// It takes no more at the moment.
     pub full: bool,
     /// Already tried in this request.
@@ -63,20 +65,21 @@ pub enum NoneLeft {
     Full,
     /// Each one was tried.
     Tried,
+    /// Each one that was not tried is closed.
+    Closed,
 }
 
-/// What is better: a resting account, or a place at one that is awake but full?
+/// What is better: an account at its limit, or to wait until it is asked again?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// There is no waiting: a resting account is better than none.
+    /// There is no waiting: it is better than none.
     None,
-    /// The request can wait for an account that is awake, if there is one, and for one that is at
-    /// its limit until it is asked again.
+    /// The request can wait for it.
     Some,
 }
 
-/// Chooses an account. A resting one is taken only if no other is left: its rest may be over
-/// sooner than we think, and refusing outright helps nobody.
+/// Chooses an account. One at its limit is taken only if no other is left and there is no waiting:
+/// its rest may be over sooner than we think, and refusing outright helps nobody.
 ///
 /// # Errors
 /// If none is left to try.
@@ -85,65 +88,62 @@ pub fn account(
     patience: Patience,
     turn: usize,
 ) -> Result<usize, NoneLeft> {
-    let waited_for = |view: &AccountView| view.limited && patience == Patience::Some;
-    let open = |view: &AccountView| {
-        let below = view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling);
-        !view.tried && below && !waited_for(view)
+    let below = |view: &AccountView| view.ceiling.is_none_or(|it| view.in_flight < it);
+    let usable = |view: &AccountView| !view.tried && view.standing != Standing::Closed;
+    let load = |view: &AccountView| {
+        let open = usable(view) && below(view);
+        open.then(|| load(view.in_flight, view.ceiling.unwrap_or(1_000), view.standing))
     };
-    let awake = least(accounts, turn, |view| {
-        (open(view) && !view.resting && !view.limited).then(|| account_load(view))
-    });
-    if let Some(awake) = awake {
-        return Ok(awake);
-    }
-    let worth_waiting = |view: &AccountView| !view.tried && !view.resting;
-    if patience == Patience::Some && accounts.iter().any(worth_waiting) {
-        return Err(NoneLeft::Full);
-    }
-    let resting = least(accounts, turn, |view| {
-        open(view).then(|| account_load(view))
-    });
-    resting.ok_or_else(|| {
-        if accounts.iter().all(|view| view.tried) {
-            NoneLeft::Tried
-        } else {
-            NoneLeft::Full
-        }
-    })
+    let rested = least(accounts, turn, |view| load(view).filter(|_| !view.limited));
+    let any = || match patience {
+        Patience::None => least(accounts, turn, load),
+        Patience::Some => None,
+    };
+    let left = accounts.iter().filter(|view| !view.tried);
+    rested
+        .or_else(any)
+        .ok_or_else(|| none(left.map(|view| view.standing)))
 }
 
-/// Chooses an endpoint. One of a lower priority serves when the better ones are ill or full. If
-/// none that is left is healthy, an unhealthy one of the best priority gets the chance.
+/// Chooses an endpoint. One of a lower priority serves when the better ones are closed or full.
 ///
 /// # Errors
 /// If none is left to try, or those that could serve are full.
 pub fn endpoint(endpoints: &[EndpointView], turn: usize) -> Result<usize, NoneLeft> {
-    for need_health in [true, false] {
-        let usable = |view: &EndpointView| !view.tried && (view.healthy || !need_health);
-        if !endpoints.iter().any(usable) {
-            continue;
+    let usable = |view: &EndpointView| !view.tried && view.standing != Standing::Closed;
+    let open = |view: &EndpointView| usable(view) && !view.full;
+    let best = endpoints.iter().filter(|view| open(view));
+    let best = best.map(|view| view.priority).min();
+    let least = least(endpoints, turn, |view| {
+        let open = open(view) && best == Some(view.priority);
+        open.then(|| load(view.in_flight, view.weight, view.standing))
+    });
+    let left = endpoints.iter().filter(|view| !view.tried);
+    least.ok_or_else(|| none(left.map(|view| view.standing)))
+}
+
+/// Why none of those that are left was chosen.
+fn none(mut left: impl Iterator<Item = Standing>) -> NoneLeft {
+    match left.next() {
+        None => NoneLeft::Tried,
+        Some(Standing::Closed) if left.all(|standing| standing == Standing::Closed) => {
+            NoneLeft::Closed
         }
-        let open = |view: &EndpointView| usable(view) && !view.full;
-        let best = endpoints
-            .iter()
-            .filter(|view| open(view))
-            .map(|view| view.priority)
-            .min();
-        let least = least(endpoints, turn, |view| {
-            (open(view) && best == Some(view.priority)).then(|| ratio(view.in_flight, view.weight))
-        });
-        return least.ok_or(NoneLeft::Full);
+        Some(_) => NoneLeft::Full,
     }
-    Err(NoneLeft::Tried)
 }
 
-fn account_load(view: &AccountView) -> u64 {
-    ratio(view.in_flight, view.ceiling.unwrap_or(1_000))
-}
-
-/// `load / share` as a whole number fine enough to compare.
-fn ratio(load: u32, share: u32) -> u64 {
-    (u64::from(load) << 20) / u64::from(share.max(1))
+/// `in_flight / capacity` as a whole number fine enough to compare.
+fn load(in_flight: u32, capacity: u32, standing: Standing) -> u64 {
+    let ratio = |in_flight: u32| (u64::from(in_flight) << 20) / u64::from(capacity.max(1));
+    match standing {
+        Standing::Probe => 0,
+        // Counted with the request to come: idle is not yet less loaded than the others.
+        Standing::Open { permille } if permille < 1_000 => {
+            ratio(in_flight.saturating_add(1)) * 1_000 / u64::from(permille.max(1))
+        }
+        Standing::Open { .. } | Standing::Closed => ratio(in_flight),
+    }
 }
 
 /// The index with the least load; of equals, the first at or after `turn`.
@@ -164,22 +164,24 @@ fn least<T>(items: &[T], turn: usize, load: impl Fn(&T) -> Option<u64>) -> Optio
 mod tests {
     use super::*;
 
+    const OPEN: Standing = Standing::Open { permille: 1_000 };
+
     fn acc(in_flight: u32, ceiling: Option<u32>) -> AccountView {
         AccountView {
             in_flight,
             ceiling,
-            resting: false,
+            standing: OPEN,
             limited: false,
             tried: false,
         }
     }
 
-    fn end(in_flight: u32, priority: u32, healthy: bool) -> EndpointView {
+    fn end(in_flight: u32, priority: u32, open: bool) -> EndpointView {
         EndpointView {
             in_flight,
             priority,
             weight: 1,
-            healthy,
+            standing: if open { OPEN } else { Standing::Closed },
             full: false,
             tried: false,
         }
@@ -226,32 +228,23 @@ mod tests {
     }
 
     #[test]
-    fn a_resting_account_is_the_last_resort() {
-        let resting = AccountView {
-            resting: true,
+    fn who_is_closed_is_never_chosen() {
+        let closed = AccountView {
+            standing: Standing::Closed,
             ..acc(0, None)
         };
-        assert_eq!(account(&[resting, acc(50, None)], Patience::None, 0), Ok(1));
-        assert_eq!(account(&[resting], Patience::None, 0), Ok(0));
-    }
-
-    #[test]
-    fn whoever_can_wait_waits_for_an_account_that_is_awake() {
-        let resting = AccountView {
-            resting: true,
-            ..acc(0, None)
-        };
-        let full = acc(2, Some(2));
-        assert_eq!(account(&[resting, full], Patience::None, 0), Ok(0));
-        assert_eq!(
-            account(&[resting, full], Patience::Some, 0),
-            Err(NoneLeft::Full)
-        );
         let tried = AccountView {
             tried: true,
-            ..full
+            ..closed
         };
-        assert_eq!(account(&[resting, tried], Patience::Some, 0), Ok(0));
+        for patience in [Patience::None, Patience::Some] {
+            let choose = |views: &[AccountView]| account(views, patience, 0);
+            assert_eq!(choose(&[closed, acc(50, None)]), Ok(1));
+            assert_eq!(choose(&[closed, closed]), Err(NoneLeft::Closed));
+            assert_eq!(choose(&[closed, tried]), Err(NoneLeft::Closed));
+            assert_eq!(choose(&[closed, acc(2, Some(2))]), Err(NoneLeft::Full));
+            assert_eq!(choose(&[tried]), Err(NoneLeft::Tried));
+        }
     }
 
     #[test]
@@ -260,13 +253,13 @@ mod tests {
             limited: true,
             ..acc(0, None)
         };
-        let resting = AccountView {
-            resting: true,
+        let closed = AccountView {
+            standing: Standing::Closed,
             ..acc(0, None)
         };
         assert_eq!(account(&[limited, acc(9, None)], Patience::Some, 0), Ok(1));
         assert_eq!(account(&[limited], Patience::None, 0), Ok(0));
-        for others in [vec![limited], vec![limited, resting]] {
+        for others in [vec![limited], vec![limited, closed]] {
             assert_eq!(account(&others, Patience::Some, 0), Err(NoneLeft::Full));
         }
         let tried = AccountView {
@@ -274,6 +267,24 @@ mod tests {
             ..limited
         };
         assert_eq!(account(&[tried], Patience::Some, 0), Err(NoneLeft::Tried));
+    }
+
+    #[test]
+    fn who_is_to_be_tried_is_tried_first_and_who_is_coming_back_gets_a_part() {
+        let probe = AccountView {
+            standing: Standing::Probe,
+            ..acc(0, None)
+        };
+        let choose = |views: &[AccountView]| account(views, Patience::None, 1);
+        assert_eq!(choose(&[probe, acc(1, None)]), Ok(0));
+        let tenth = |in_flight| AccountView {
+            standing: Standing::Open { permille: 100 },
+            ..acc(in_flight, None)
+        };
+        assert_eq!(choose(&[tenth(0), acc(9, None)]), Ok(1));
+        assert_eq!(choose(&[tenth(0), acc(11, None)]), Ok(0));
+        assert_eq!(choose(&[tenth(1), acc(11, None)]), Ok(1));
+        assert_eq!(choose(&[tenth(50)]), Ok(0));
     }
 
     #[test]
@@ -303,7 +314,8 @@ mod tests {
     fn a_lower_priority_serves_only_when_the_best_is_ill() {
         assert_eq!(endpoint(&[end(90, 0, true), end(0, 1, true)], 0), Ok(0));
         assert_eq!(endpoint(&[end(0, 0, false), end(9, 1, true)], 0), Ok(1));
-        assert_eq!(endpoint(&[end(0, 0, false), end(0, 1, false)], 0), Ok(0));
+        let closed = [end(0, 0, false), end(0, 1, false)];
+        assert_eq!(endpoint(&closed, 0), Err(NoneLeft::Closed));
     }
 
     #[test]

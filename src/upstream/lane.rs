@@ -82,15 +82,6 @@ pub enum NoChoice {
     Closed { retry_in: Duration },
 }
 
-impl From<NoneLeft> for NoChoice {
-    fn from(none: NoneLeft) -> Self {
-        match none {
-            NoneLeft::Full => Self::Full,
-            NoneLeft::Tried => Self::Exhausted,
-        }
-    }
-}
-
 /// What is known of an account's ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Governed {
@@ -158,11 +149,14 @@ impl Lane {
         Ok((account, endpoint))
     }
 
-    /// Whoever is closed was not offered: is that why nobody is left?
     fn refuse(&self, none: NoneLeft, wish: &Wish, now: Instant) -> NoChoice {
-        let closed = (none == NoneLeft::Tried).then(|| self.closed_for(wish, now));
-        let closed = closed.flatten();
-        closed.map_or(none.into(), |retry_in| NoChoice::Closed { retry_in })
+        match none {
+            NoneLeft::Full => NoChoice::Full,
+            NoneLeft::Tried => NoChoice::Exhausted,
+            NoneLeft::Closed => NoChoice::Closed {
+                retry_in: self.closed_for(wish, now).unwrap_or(NOBODY_KNOWS),
+            },
+        }
     }
 
     /// How long until the first of those that are left and closed may be asked; `None` if nobody
@@ -379,9 +373,9 @@ impl Lane {
             AccountView {
                 in_flight: place.get(),
                 ceiling: place.ceiling(),
-                resting: false,
+                standing,
                 limited: place.rest.is_resting(now),
-                tried: standing == Standing::Closed || !wish.allows(index),
+                tried: !wish.allows(index),
             }
         };
         with_views(self.accounts().enumerate().map(view), look)
@@ -396,14 +390,13 @@ impl Lane {
         let view = |(index, (slot, breaker)): (usize, (&EndpointSlot, Option<&SharedBreaker>))| {
             let in_flight = slot.state.in_flight();
             let standing = self.endpoint_standing(slot, breaker, wish.caller, now);
-            let closed = standing == Standing::Closed;
             EndpointView {
                 in_flight,
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
-                healthy: !closed,
+                standing,
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
-                tried: closed || wish.tried.endpoints.contains(&index),
+                tried: wish.tried.endpoints.contains(&index),
             }
         };
         with_views(self.endpoints().enumerate().map(view), look)
