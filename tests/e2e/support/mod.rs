@@ -1,6 +1,7 @@
 //! The stage on which the tests play: an [`Emulator`] for the provider, a [`Config`] that leads to
 //! it, a [`Gateway`] (the real binary as a child process), and clients that can misbehave
-//! ([`Wire`], [`h2`]).
+//! ([`Wire`], [`h2`]). Between gateway and provider can stand a [`relay`], in the place of the
+//! provider somebody [`hostile`], and in front of it all many clients at once ([`load`]).
 //!
 //! ```ignore
 //! let emulator = Emulator::quick();
@@ -20,8 +21,11 @@ mod emulator;
 pub mod front;
 mod gateway;
 pub mod h2;
+pub mod hostile;
+pub mod load;
 #[path = "../../redis/server.rs"]
 mod redis;
+pub mod relay;
 mod request;
 pub mod signing;
 mod source;
