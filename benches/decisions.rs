@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidegate::identity::reason::Reason;
 use tidegate::request::refusal::{Code, Family, Refusal};
-use tidegate::upstream::balance::{self, AccountView, EndpointView, Patience};
+use tidegate::upstream::balance::{self, AccountView, EndpointView, Patience, Standing};
 
 /// A stand-in of the snapshot's size: what is measured is the pointer, not what it points to.
 fn snapshot(c: &mut Criterion) {
@@ -25,6 +25,13 @@ fn snapshot(c: &mut Criterion) {
     group.finish();
 }
 
+fn standing(closed: bool) -> Standing {
+    match closed {
+        true => Standing::Closed,
+        false => Standing::Open { permille: 1_000 },
+    }
+}
+
 fn choice(c: &mut Criterion) {
     let mut group = c.benchmark_group("choice");
     for count in [1, 4, 32_u32] {
@@ -32,7 +39,7 @@ fn choice(c: &mut Criterion) {
             .map(|number| AccountView {
                 in_flight: (number * 37) % 100,
                 ceiling: Some(500),
-                resting: number % 5 == 4,
+                standing: standing(number % 5 == 4),
                 limited: false,
                 tried: false,
             })
@@ -49,7 +56,7 @@ fn choice(c: &mut Criterion) {
                 in_flight: (number * 37) % 100,
                 priority: number % 2,
                 weight: 1 + number % 3,
-                healthy: number % 7 != 6,
+                standing: standing(number % 7 == 6),
                 full: false,
                 tried: false,
             })
