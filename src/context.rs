@@ -34,6 +34,7 @@ use crate::request::surface::Surface;
 use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
+use crate::upstream::breaker::Caller;
 use crate::upstream::clocks::{Clocks, Progress};
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
 
@@ -443,6 +444,7 @@ impl Context {
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
             streamed: self.routed().is_some_and(|routed| routed.stream),
+            caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
     }
 
