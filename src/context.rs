@@ -3,6 +3,7 @@
 //!
 //! Stages read what earlier ones left and write their own part; nothing here decides.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -265,8 +266,12 @@ pub struct Resumption {
     pub transcript: Transcript,
     /// Makes the rest look like one with what came before.
     pub rewriter: Option<Rewriter>,
-    /// Written down for the client and not sent yet: it came with the break.
+    /// Written down for the client, and not sent since it came with the break.
     pub owed: Bytes,
+    /// Given out and perhaps not passed on yet, the oldest first.
+    pub unsure: VecDeque<Bytes>,
+    /// Bytes given out in all, over all attempts.
+    pub given: usize,
     /// How often the stream was gone on with.
     pub made: u32,
     /// Completion tokens of what the client has that are on a broken attempt's bill.
@@ -274,12 +279,15 @@ pub struct Resumption {
 }
 
 impl Resumption {
-    pub fn new(question: Bytes) -> Self {
+    /// `given` bytes were given out before, signs of life.
+    pub fn new(question: Bytes, given: usize) -> Self {
         Self {
             question,
             transcript: Transcript::new(),
             rewriter: None,
             owed: Bytes::new(),
+            unsure: VecDeque::new(),
+            given,
             made: 0,
             billed: 0,
         }

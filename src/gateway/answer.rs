@@ -128,6 +128,7 @@ impl Gateway {
             }
         };
         let out = if end { self.finish(out, ctx)? } else { out };
+        ctx.give_out(&out);
         *body = Some(out);
         Ok(())
     }
