@@ -1,3 +1,4 @@
-//! From the model a tenant names to what serves it.
+//! From the model a tenant names to what serves it, and what operators have switched off.
 
 pub mod route;
+pub mod switches;
