@@ -1,3 +1,4 @@
-//! From the model a tenant names to what serves it.
+//! From the model a tenant names to what serves it, and from a body to its conversation.
 
+pub mod affinity;
 pub mod route;
