@@ -20,8 +20,7 @@ const MAX_LANES: usize = 1024;
 /// One account at work.
 pub(super) struct Account {
     pub name: String,
-    pub key: String,
-    balance: String,
+    balance: Mutex<String>,
     ceilings: HashMap<String, usize>,
     lanes: Mutex<BTreeMap<String, Arc<Lane>>>,
     prefixes: Mutex<Prefixes>,
@@ -59,8 +58,7 @@ impl Account {
     pub(super) fn new(account: EmulatedAccount) -> Self {
         Self {
             name: account.name,
-            key: account.key,
-            balance: account.balance,
+            balance: Mutex::new(account.balance),
             ceilings: account.concurrency,
             lanes: Mutex::default(),
             prefixes: Mutex::default(),
@@ -68,13 +66,19 @@ impl Account {
         }
     }
 
-    pub(super) fn balance(&self) -> &str {
-        &self.balance
+    pub(super) fn balance(&self) -> String {
+        self.balance.lock().clone()
+    }
+
+    /// Gives it another balance.
+    pub(super) fn set_balance(&self, balance: String) {
+        *self.balance.lock() = balance;
     }
 
     /// False when nothing is left to spend. A balance that is no number counts as some.
     pub(super) fn can_pay(&self) -> bool {
         self.balance
+            .lock()
             .trim()
             .parse::<f64>()
             .map_or(true, |left| left > 0.0)
@@ -264,6 +268,41 @@ mod tests {
         let whole = next.tokens();
         next.push("user", &["and more"]);
         assert_eq!(account.recall(&next, "x"), whole);
+    }
+
+    #[test]
+    fn an_answer_that_was_gone_on_with_is_known_whole_by_the_next_turn() {
+        let account = account(1);
+        let mut begun = chain("", &["a question"]);
+        begun.begin("an ans", "");
+        account.recall(&begun, "wer");
+        let mut next = chain("", &["a question"]);
+        next.push("assistant", &["an answer"]);
+        let whole = next.tokens();
+        next.push("user", &["and more"]);
+        assert_eq!(account.recall(&next, "x"), whole);
+    }
+
+    #[test]
+    fn two_hundred_conversations_of_ten_turns_miss_only_what_is_new() {
+        let account = account(1);
+        for turn in 0..10 {
+            for conversation in 0..200 {
+                let mut chain = Chain::new("m", "");
+                chain.push("system", &["the same for all"]);
+                let mut known = 0;
+                for past in 0..=turn {
+                    chain.push("user", &[&format!("question {past} of {conversation}")]);
+                    if past < turn {
+                        chain.push("assistant", &[&format!("answer {past}")]);
+                        known = chain.tokens();
+                    }
+                }
+                let hit = account.recall(&chain, &format!("answer {turn}"));
+                assert!(turn == 0 || hit == known, "{turn}, {conversation}");
+            }
+        }
+        assert!(account.prefixes.lock().units.len() * 10 < MAX_BOUNDARIES);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::prompt::{Ask, Choice, Tool};
+use super::fault::Wording;
+use super::prompt::{Ask, Begun, Choice, Tool};
 use super::usage::Usage;
 
 /// Most words of the user's message that are repeated.
@@ -49,6 +50,27 @@ impl Fragments {
         self.text.truncate(self.ends.last().copied().unwrap_or(0));
     }
 
+    /// What comes after `beginning`, if that is how it begins.
+    fn after(&self, beginning: &str) -> Option<Self> {
+        let rest = self.text.strip_prefix(beginning)?;
+        let ends = self.ends.iter().filter_map(|end| {
+            let left = end.checked_sub(beginning.len())?;
+            (left > 0).then_some(left)
+        });
+        Some(Self {
+            text: rest.to_owned(),
+            ends: ends.collect(),
+        })
+    }
+
+    /// Adds a token of `bytes` after the first one.
+    fn lengthen(&mut self, bytes: usize) {
+        let at = self.ends.first().copied().unwrap_or(0);
+        self.text.insert_str(at, &"x".repeat(bytes));
+        self.ends.iter_mut().skip(1).for_each(|end| *end += bytes);
+        self.ends.insert(self.ends.len().min(1), at + bytes);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
@@ -85,8 +107,14 @@ pub(super) struct Answer {
 
 impl Answer {
     /// The answer to `ask`, `tokens` long without the reasoning; `finish`
-    /// replaces the reason it would have.
-    pub(super) fn invent(ask: &Ask, tokens: usize, finish: Option<&str>) -> Self {
+    /// replaces the reason it would have. What the request has of it already is
+    /// left out.
+    pub(super) fn invent(
+        ask: &Ask,
+        tokens: usize,
+        finish: Option<&str>,
+        wording: Option<Wording>,
+    ) -> Self {
         let mut reasoning = ask.thinking.then(|| repeat(REASONING, (tokens / 3).max(4)));
         let called = called_tool(ask);
         let mut said = match called {
@@ -94,12 +122,26 @@ impl Answer {
                 name: tool.name.clone(),
                 arguments: chop(&arguments(tool, &ask.last.text)),
             },
-            None => Said::Text(speak(ask, tokens)),
+            None => Said::Text(speak(ask, tokens, ask.continues)),
         };
-        let mut natural = if called.is_some() {
-            "tool_calls"
-        } else {
-            "stop"
+        match (wording, &mut said) {
+            (Some(Wording::None), _) => {
+                reasoning = None;
+                said = Said::Text(Fragments::default());
+            }
+            (Some(Wording::Long(bytes)), Said::Text(text)) => text.lengthen(bytes),
+            _ => {}
+        }
+        if let Some(begun) = &ask.begun {
+            reasoning = reasoning.and_then(|reasoning| think_on(&reasoning, begun));
+            if let Said::Text(text) = &mut said {
+                let rest = text.after(&begun.text);
+                *text = rest.unwrap_or_else(|| speak(ask, tokens, true));
+            }
+        }
+        let mut natural = match said {
+            Said::Call { .. } => "tool_calls",
+            Said::Text(_) => "stop",
         };
         if let Some(most) = ask.max_tokens
             && cut(&mut reasoning, &mut said, most)
@@ -141,6 +183,15 @@ impl Answer {
     }
 }
 
+/// The reasoning that is still to be done; text that is there already ends it.
+fn think_on(reasoning: &Fragments, begun: &Begun) -> Option<Fragments> {
+    let Some(thought) = &begun.reasoning else {
+        return Some(reasoning.clone());
+    };
+    let rest = reasoning.after(thought).filter(|rest| rest.len() > 0);
+    rest.filter(|_| begun.text.is_empty())
+}
+
 /// Keeps at most `most` tokens of both; true when something was lost.
 fn cut(reasoning: &mut Option<Fragments>, said: &mut Said, most: usize) -> bool {
     let thought = reasoning.as_ref().map_or(0, Fragments::len);
@@ -180,9 +231,9 @@ fn repeat(words: &[&str], tokens: usize) -> Fragments {
     fragments
 }
 
-fn speak(ask: &Ask, tokens: usize) -> Fragments {
+fn speak(ask: &Ask, tokens: usize, continues: bool) -> Fragments {
     let mut text = Fragments::default();
-    if !ask.continues {
+    if !continues {
         text.push("You");
         text.push(" said");
         text.push(":");
@@ -269,8 +320,8 @@ mod tests {
 
     #[test]
     fn the_same_question_has_the_same_answer_of_the_wanted_length() {
-        let answer = Answer::invent(&ask("hello there"), 24, None);
-        assert_eq!(answer, Answer::invent(&ask("hello there"), 24, None));
+        let answer = Answer::invent(&ask("hello there"), 24, None, None);
+        assert_eq!(answer, Answer::invent(&ask("hello there"), 24, None, None));
         assert!(answer.text().starts_with("You said: hello there."));
         assert_eq!((answer.tokens(), answer.finish.as_str()), (24 + 8, "stop"));
     }
@@ -279,29 +330,32 @@ mod tests {
     fn max_tokens_count_the_reasoning_first() {
         let mut ask = ask("hello");
         ask.max_tokens = Some(10);
-        let answer = Answer::invent(&ask, 24, None);
+        let answer = Answer::invent(&ask, 24, None, None);
         assert_eq!((answer.tokens(), answer.finish.as_str()), (10, "length"));
         ask.max_tokens = Some(3);
-        let answer = Answer::invent(&ask, 24, None);
+        let answer = Answer::invent(&ask, 24, None, None);
         assert_eq!((answer.text(), answer.usage(1, 0).reasoning), ("", Some(3)));
         ask.max_tokens = Some(32);
-        assert_eq!(Answer::invent(&ask, 24, None).finish, "stop");
+        assert_eq!(Answer::invent(&ask, 24, None, None).finish, "stop");
     }
 
     #[test]
     fn json_mode_answers_json() {
         let mut ask = ask("say \"json\"");
         ask.json = true;
-        let answer = Answer::invent(&ask, 24, None);
+        let answer = Answer::invent(&ask, 24, None, None);
         assert!(serde_json::from_str::<Value>(answer.text()).unwrap()["answer"].is_string());
     }
 
     #[test]
     fn a_tool_is_called_when_the_user_asks_for_one_or_it_is_forced() {
         let mut ask = ask("use a tool please");
-        assert!(matches!(Answer::invent(&ask, 9, None).said, Said::Text(_)));
+        assert!(matches!(
+            Answer::invent(&ask, 9, None, None).said,
+            Said::Text(_)
+        ));
         ask.tools = vec![weather()];
-        let answer = Answer::invent(&ask, 9, None);
+        let answer = Answer::invent(&ask, 9, None, None);
         let Said::Call { name, arguments } = &answer.said else {
             panic!("no call");
         };
@@ -314,15 +368,90 @@ mod tests {
         assert_eq!(values, json!({"city": "use a tool please", "days": 1}));
         assert_eq!(arguments.iter().collect::<String>(), arguments.text());
         ask.last.followed();
-        assert!(matches!(Answer::invent(&ask, 9, None).said, Said::Text(_)));
+        assert!(matches!(
+            Answer::invent(&ask, 9, None, None).said,
+            Said::Text(_)
+        ));
         ask.choice = Choice::Required;
         assert!(matches!(
-            Answer::invent(&ask, 9, None).said,
+            Answer::invent(&ask, 9, None, None).said,
             Said::Call { .. }
         ));
     }
 
+    fn begun(ask: &Ask, text: &str, reasoning: Option<&str>) -> Ask {
+        let mut ask = ask.clone();
+        ask.begin(Begun {
+            text: text.to_owned(),
+            reasoning: reasoning.map(str::to_owned),
+        });
+        ask
+    }
+
+    fn thought(answer: &Answer) -> &str {
+        answer.reasoning.as_ref().map_or("", Fragments::text)
+    }
+
+    #[test]
+    fn reasoning_that_is_given_is_not_done_again() {
+        let ask = ask("hello there");
+        let whole = Answer::invent(&ask, 24, None, None);
+        let again = Answer::invent(&begun(&ask, "You said", None), 24, None, None);
+        assert_eq!(thought(&again), thought(&whole));
+        for reasoning in [thought(&whole), "The user", "something else"] {
+            let ask = begun(&ask, "You said", Some(reasoning));
+            let rest = Answer::invent(&ask, 24, None, None);
+            assert_eq!(rest.reasoning, None);
+            assert_eq!(format!("You said{}", rest.text()), whole.text());
+        }
+        let cut = Answer::invent(&begun(&ask, "", Some("The user sa")), 24, None, None);
+        assert_eq!(format!("The user sa{}", thought(&cut)), thought(&whole));
+        assert_eq!(cut.text(), whole.text());
+    }
+
+    #[test]
+    fn a_beginning_that_is_not_its_own_is_gone_on_with_all_the_same() {
+        let rest = Answer::invent(&begun(&ask("hello"), "Once upon", None), 24, None, None);
+        assert!(rest.text().starts_with(" hello."));
+    }
+
+    #[test]
+    fn a_long_token_is_one_among_the_others_and_no_content_is_none() {
+        let ask = ask("hello there");
+        let plain = Answer::invent(&ask, 24, None, None);
+        let long = Answer::invent(&ask, 24, None, Some(Wording::Long(5_000_000)));
+        assert_eq!(long.tokens(), plain.tokens() + 1);
+        let Said::Text(text) = &long.said else {
+            panic!("no text");
+        };
+        let sizes: Vec<usize> = text.iter().map(str::len).collect();
+        assert_eq!((sizes[0], sizes[1], sizes[2]), (3, 5_000_000, 5));
+        assert_eq!(text.text().replace('x', ""), plain.text());
+        let none = Answer::invent(&ask, 24, None, Some(Wording::None));
+        assert_eq!((none.tokens(), none.finish.as_str()), (0, "stop"));
+    }
+
     proptest! {
+        #[test]
+        fn a_beginning_and_what_goes_on_from_it_are_the_whole(
+            text in "[a-z 中]{0,60}",
+            at in 0_usize..120,
+            most in 1_usize..60,
+            json in any::<bool>(),
+        ) {
+            let mut ask = ask(&text);
+            (ask.thinking, ask.json) = (false, json);
+            let whole = Answer::invent(&ask, 24, None, None);
+            let at = whole.text().floor_char_boundary(at);
+            let (beginning, end) = whole.text().split_at(at);
+            let mut rest = begun(&ask, beginning, None);
+            let answer = Answer::invent(&rest, 24, None, None);
+            prop_assert_eq!(answer.text(), end);
+            rest.max_tokens = Some(most);
+            let cut = Answer::invent(&rest, 24, None, None);
+            prop_assert_eq!(cut.tokens(), answer.tokens().min(most));
+        }
+
         #[test]
         fn no_answer_is_longer_than_max_tokens_nor_shorter_without_need(
             text in "[a-z 中]{0,60}",
@@ -336,9 +465,9 @@ mod tests {
                 ask.tools = vec![weather()];
                 ask.choice = Choice::Required;
             }
-            let free = Answer::invent(&ask, tokens, None).tokens();
+            let free = Answer::invent(&ask, tokens, None, None).tokens();
             ask.max_tokens = Some(most);
-            let answer = Answer::invent(&ask, tokens, None);
+            let answer = Answer::invent(&ask, tokens, None, None);
             prop_assert_eq!(answer.tokens(), free.min(most));
             prop_assert_eq!(answer.usage(1, 0).completion, free.min(most));
             prop_assert_eq!(answer.finish == "length", free > most);

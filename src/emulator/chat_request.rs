@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::models;
-use super::prompt::{Ask, Choice, Tool};
+use super::prompt::{Ask, Begun, Choice, Tool};
 use super::refusal::Refusal;
 
 /// Longest answer of a model, in tokens (DeepSeek pricing page: 384K).
@@ -147,7 +147,6 @@ pub(super) fn read(body: &[u8], beta: bool, self_hosted: bool) -> Result<Ask, Re
     for message in &request.messages {
         says_json |= absorb(&mut ask, message);
     }
-    ask.continues = request.messages.last().is_some_and(|last| last.prefix);
     ask.json = match request
         .response_format
         .as_ref()
@@ -211,7 +210,13 @@ fn check_ranges(request: &ChatRequest) -> Result<(), Refusal> {
 fn check_turns(messages: &[Message], prefix_allowed: bool, strict: bool) -> Result<(), Refusal> {
     let mut open: Vec<&str> = Vec::new();
     let mut calling = false;
-    for message in messages {
+    let before_last = messages.len().saturating_sub(1);
+    for (index, message) in messages.iter().enumerate() {
+        if message.prefix && (message.role != Role::Assistant || index < before_last) {
+            return Err(Refusal::bad(
+                "The prefix parameter is only available for the last message, with role 'assistant'",
+            ));
+        }
         if message.prefix && !prefix_allowed {
             return Err(Refusal::bad(
                 "The prefix parameter is only available with base_url=\"https://api.deepseek.com/beta\"",
@@ -279,6 +284,10 @@ fn absorb(ask: &mut Ask, message: &Message) -> bool {
         }
     }
     match message.role {
+        Role::Assistant if message.prefix => ask.begin(Begun {
+            text: texts.concat(),
+            reasoning: message.reasoning_content.clone(),
+        }),
         Role::User => ask.hear(&texts),
         Role::System => ask.follow("system", &texts),
         Role::Tool => ask.follow("result", &texts),

@@ -21,6 +21,14 @@ struct Order {
     faults: String,
 }
 
+/// What is to be different about an account.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    balance: Option<String>,
+    key: Option<String>,
+}
+
 /// Carries out an order to the emulator.
 pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Act, Refusal> {
     match control {
@@ -29,11 +37,7 @@ pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Ac
                 serde_json::from_slice(body).map_err(|e| Refusal::order(&e.to_string()))?;
             let account = match &order.account {
                 None => None,
-                Some(name) => Some(
-                    world
-                        .account(name)
-                        .ok_or_else(|| Refusal::order("there is no such account"))?,
-                ),
+                Some(name) => Some(world.account(name).ok_or_else(no_such_account)?),
             };
             world
                 .desk
@@ -42,8 +46,21 @@ pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Ac
         }
         Control::ClearFaults => world.desk.clear(),
         Control::ShowFaults => {}
-        Control::Journal(form) => {
-            let list = world.journal.to_json(form);
+        Control::ShowAccounts => return Ok(Act::json(&accounts(world))),
+        Control::SetAccount(name) => {
+            let change: Change =
+                serde_json::from_slice(body).map_err(|e| Refusal::order(&e.to_string()))?;
+            let account = world.account(&name).ok_or_else(no_such_account)?;
+            if let Some(balance) = change.balance {
+                account.set_balance(balance);
+            }
+            if let Some(key) = change.key {
+                world.set_key(&account.name, key);
+            }
+            return Ok(Act::json(&accounts(world)));
+        }
+        Control::Journal(form, since) => {
+            let list = world.journal.to_json(form, since);
             return Ok(Act::plain(StatusCode::OK, JSON, list));
         }
         Control::ClearJournal => {
@@ -62,6 +79,21 @@ pub(super) fn answer(world: &World, control: Control, body: &Bytes) -> Result<Ac
         }
     }
     Ok(Act::json(&world.desk.to_json()))
+}
+
+fn no_such_account() -> Refusal {
+    Refusal::order("there is no such account")
+}
+
+fn accounts(world: &World) -> Value {
+    let shown = world.accounts.iter().map(|account| {
+        json!({
+            "name": account.name,
+            "balance": account.balance(),
+            "can_pay": account.can_pay(),
+        })
+    });
+    shown.collect()
 }
 
 /// Sums of usage, and beside them how full the accounts are and were.

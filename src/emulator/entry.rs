@@ -103,11 +103,14 @@ struct Told {
 #[derive(Serialize)]
 struct Brief<'a> {
     id: u64,
+    path: &'a str,
     request_id: Option<&'a str>,
     account: Option<&'a str>,
     model: Option<&'a str>,
     user_id: Option<&'a str>,
+    stream: bool,
     status: Option<u16>,
+    fault: bool,
     outcome: Option<&'static str>,
     #[serde(flatten)]
     told: Told,
@@ -157,11 +160,14 @@ impl Entry {
         let request_id = self.headers().find(|(name, _)| *name == REQUEST_ID);
         Brief {
             id: self.id,
+            path: &self.path,
             request_id: request_id.map(|(_, value)| value),
             account: course.account.as_deref(),
             model: course.model.as_deref(),
             user_id: course.user_id.as_deref(),
+            stream: course.stream,
             status: course.status,
+            fault: course.faulted,
             outcome: course.outcome.map(Outcome::name),
             told: course.told(),
             started_ms: self.started_ms,

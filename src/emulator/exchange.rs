@@ -1,31 +1,31 @@
 //! Follows one request from its head to the script of its answer: key, balance,
 //! body, faults, slot, answer. Each of these is decided in a file of its own.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, SERVER, SET_COOKIE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
-use thiserror::Error;
 use uuid::Uuid;
 
 use super::account::{Account, Slot};
 use super::answer::Answer;
 use super::entry::Outcome;
 use super::fault::Faults;
+use super::line::Grip;
 use super::meter::{Meter, Pace};
+use super::performance::{Broken, Connection, perform};
 use super::playback::Playback;
 use super::prompt::Ask;
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::route::{self, Route, Surface};
 use super::script::{self, Opening, Script};
+use super::spoil::Spoil;
 use super::ticket::Ticket;
 use super::usage::{Telling, Usage};
 use super::world::World;
@@ -38,14 +38,8 @@ use super::{
 const MAX_BODY_BYTES: usize = 64 << 20;
 /// Header in which a request orders its own faults.
 const FAULT_HEADER: &str = "x-emulator-fault";
-const TRACE_HEADER: HeaderName = HeaderName::from_static("x-ds-trace-id");
 pub(super) const JSON: &str = "application/json";
-const EVENTS: &str = "text/event-stream; charset=utf-8";
-
-/// The connection is broken before the response head, as `reset` orders.
-#[derive(Debug, Error)]
-#[error("the emulator was ordered to break this connection")]
-pub(super) struct Broken;
+pub(super) const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 /// What is going to be answered.
 pub(super) struct Act {
@@ -57,6 +51,7 @@ pub(super) struct Act {
     /// Whether the body's length is left out of the head.
     pub chunked: bool,
     pub reset: bool,
+    pub spoil: Spoil,
     /// Absent where nothing is generated.
     pub meter: Option<Meter>,
 }
@@ -75,6 +70,7 @@ impl Act {
             retry_after: None,
             chunked: false,
             reset: false,
+            spoil: Spoil::default(),
             meter: None,
         }
     }
@@ -94,6 +90,7 @@ impl Act {
         Self {
             outcome,
             retry_after,
+            spoil: Spoil::late(refusal.delay),
             ..Self::plain(refusal.status, content_type, body)
         }
     }
@@ -102,10 +99,14 @@ impl Act {
 /// Answers one request; an error breaks its connection.
 pub(super) async fn answer(
     world: Arc<World>,
-    abrupt: Arc<AtomicBool>,
+    grip: Arc<Grip>,
     request: Request<Incoming>,
 ) -> Result<Response<Playback>, Broken> {
     let (head, body) = request.into_parts();
+    let connection = Connection {
+        grip,
+        version: head.version,
+    };
     let path = head.uri.path();
     let route = route::find(&head.method, path, head.uri.query());
     let trace = Uuid::new_v4().simple().to_string();
@@ -113,11 +114,11 @@ pub(super) async fn answer(
     if let Ok(Route::Control(order)) = route {
         let body = body.await.map(|body| body.to_bytes()).unwrap_or_default();
         let act = control::answer(&world, order, &body).unwrap_or_else(|r| Act::refusal(&r, false));
-        return perform(act, Ticket::default(), &trace, &abrupt).await;
+        return perform(act, Ticket::default(), &trace, connection).await;
     }
     if route == Ok(Route::Health) {
-        let act = Act::plain(StatusCode::OK, "", Bytes::new());
-        return perform(act, Ticket::default(), &trace, &abrupt).await;
+        let act = lookup::health(&world, &head.headers).unwrap_or_else(|r| Act::refusal(&r, false));
+        return perform(act, Ticket::default(), &trace, connection).await;
     }
     let mut ticket = world
         .journal
@@ -146,77 +147,7 @@ pub(super) async fn answer(
     if world.enveloped {
         act = envelope::wrap(act);
     }
-    perform(act, ticket, &trace, &abrupt).await
-}
-
-/// Waits as the act wants, then gives its head with a body that plays the rest.
-async fn perform(
-    act: Act,
-    mut ticket: Ticket,
-    trace: &str,
-    abrupt: &AtomicBool,
-) -> Result<Response<Playback>, Broken> {
-    if act.reset {
-        ticket.settle(Outcome::Fault);
-        abrupt.store(true, Ordering::Release);
-        return Err(Broken);
-    }
-    match act.script.opening {
-        // The client's leaving drops this future, and the ticket with it.
-        Opening::Never => never(ticket).await,
-        Opening::Queued => {}
-        Opening::After(wait) => {
-            ticket.begin();
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-    ticket.status(act.status.as_u16());
-    let mut body = Playback::new(act.script.steps, ticket, act.outcome);
-    if act.chunked {
-        body = body.chunked();
-    }
-    let mut response = Response::new(body);
-    *response.status_mut() = act.status;
-    dress(
-        response.headers_mut(),
-        trace,
-        act.content_type,
-        act.retry_after,
-    );
-    Ok(response)
-}
-
-async fn never(ticket: Ticket) -> ! {
-    let _held = ticket;
-    match std::future::pending::<Infallible>().await {}
-}
-
-/// The headers that every answer of the real API has.
-fn dress(
-    headers: &mut HeaderMap,
-    trace: &str,
-    content_type: &'static str,
-    retry_after: Option<u64>,
-) {
-    headers.insert(SERVER, HeaderValue::from_static("openresty"));
-    if let Ok(value) = HeaderValue::try_from(trace) {
-        headers.insert(TRACE_HEADER, value);
-    }
-    let cookie = format!("edge_session={trace}; Path=/; HttpOnly; Max-Age=1800");
-    if let Ok(value) = HeaderValue::try_from(cookie) {
-        headers.insert(SET_COOKIE, value);
-    }
-    if !content_type.is_empty() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    }
-    if content_type == EVENTS {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    }
-    if let Some(seconds) = retry_after {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
+    perform(act, ticket, &trace, connection).await
 }
 
 /// Everything between a whole request and its answer; waits for nothing.
@@ -305,7 +236,7 @@ fn admit(
     }
     let carried: Vec<&str> = header
         .into_iter()
-        .chain(ask.last.order.as_deref())
+        .chain(ask.last.orders.iter().map(String::as_str))
         .collect();
     let faults = struck(world, account, &carried, true, ticket)?;
     if let Some(id) = ask.files.iter().find(|id| !account.cabinet.has(id)) {
@@ -328,16 +259,27 @@ pub(super) fn struck(
     generates: bool,
     ticket: &Ticket,
 ) -> Result<Faults, Refusal> {
+    struck_by_name(world, &account.name, carried, generates, ticket)
+}
+
+/// The same when the account may be none.
+pub(super) fn struck_by_name(
+    world: &World,
+    account: &str,
+    carried: &[&str],
+    generates: bool,
+    ticket: &Ticket,
+) -> Result<Faults, Refusal> {
     let faults = world
         .desk
-        .faults(&account.name, carried, generates)
+        .faults(account, carried, generates)
         .map_err(|error| Refusal::order(&error.to_string()))?;
     if faults.spoil() {
         ticket.faulted();
     }
     match faults.status {
-        Some(status) if !faults.stall && !faults.reset => {
-            Err(Refusal::ordered(status, faults.body, faults.retry_after))
+        Some(status @ 200..) if !faults.stall && !faults.reset && !faults.wild() => {
+            Err(Refusal::ordered(status, &faults))
         }
         _ => Ok(faults),
     }
@@ -345,7 +287,7 @@ pub(super) fn struck(
 
 fn generate(world: &World, account: &Account, surface: Surface, ask: &Ask, faults: &Faults) -> Act {
     let tokens = faults.tokens.unwrap_or(world.tokens);
-    let answer = Answer::invent(ask, tokens, faults.finish.as_deref());
+    let answer = Answer::invent(ask, tokens, faults.finish.as_deref(), faults.wording);
     let hit = account.recall(&ask.chain, answer.text());
     let reply = Reply::new(ask, answer, hit, faults);
     if !ask.stream {
@@ -404,6 +346,7 @@ pub(super) fn acted(script: Script, faults: &Faults) -> Act {
         retry_after: faults.retry_after,
         chunked: false,
         reset: faults.reset,
+        spoil: Spoil::under(faults),
         meter: None,
     }
 }

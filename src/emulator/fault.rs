@@ -15,6 +15,8 @@ const MAX_ORDER_BYTES: usize = 4096;
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// Longest answer on command, in tokens (some 10 MiB of stream).
 pub(super) const MAX_TOKENS: usize = 32_768;
+/// Longest single event on command.
+const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// Why an order of faults was not understood. The text goes to the client as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -45,10 +47,34 @@ pub(super) enum Ending {
     Stall,
     /// The connection breaks without the final chunk.
     Cut,
+    /// The same, by a reset instead of a close.
+    Reset,
     /// A clean end without `data: [DONE]`.
     End,
     /// An error event, then a clean end.
     Error,
+}
+
+/// What comes in place of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instead {
+    /// An error page in HTML.
+    Page,
+    /// A head without a body.
+    Nothing,
+    /// Bytes that are no HTTP.
+    Noise,
+    /// Lines of a head without end; the time between two, or as fast as they are read.
+    EndlessHead(Duration),
+}
+
+/// How the text of an answer is other than it would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wording {
+    /// Neither text nor reasoning.
+    None,
+    /// One token more, of so many bytes.
+    Long(usize),
 }
 
 /// One order of faults; every field that is absent leaves the emulator as it is.
@@ -60,6 +86,16 @@ pub(super) struct Faults {
     pub stall: bool,
     /// The connection breaks before the response head.
     pub reset: bool,
+    /// Silence before everything else.
+    pub head: Option<Duration>,
+    pub instead: Option<Instead>,
+    /// The body is compressed though nobody asked for it.
+    pub gzip: bool,
+    /// How many bytes more than are sent, or fewer, the head announces.
+    pub length: Option<i64>,
+    pub wording: Option<Wording>,
+    /// Size of an event after the last one.
+    pub after_done: Option<usize>,
     /// The ending and the number of events that precede it.
     pub ending: Option<(Ending, usize)>,
     /// After how many events one with broken JSON comes.
@@ -102,6 +138,21 @@ impl Faults {
             "times" => self.times = Some(word.number()?),
             "stall" => self.stall = true,
             "reset" => self.reset = true,
+            "head" => self.head = Some(word.duration()?),
+            "html" => self.instead = Some(Instead::Page),
+            "empty" => self.instead = Some(Instead::Nothing),
+            "noise" => self.instead = Some(Instead::Noise),
+            "endless_head" => {
+                let every = value.map_or(Ok(Duration::ZERO), |_| word.duration())?;
+                self.instead = Some(Instead::EndlessHead(every));
+            }
+            "gzip" => self.gzip = true,
+            "length" => self.length = Some(word.difference()?),
+            "no_content" => self.wording = Some(Wording::None),
+            "event_bytes" => self.wording = Some(Wording::Long(word.bytes()?)),
+            "after_done" => self.after_done = Some(word.bytes()?),
+            "reset_after" => self.ending = Some((Ending::Reset, word.number()?)),
+            "error_first" => self.ending = Some((Ending::Error, 0)),
             "everywhere" => self.everywhere = true,
             // A mark that makes two orders count their `times` apart.
             "id" => {}
@@ -133,6 +184,12 @@ impl Faults {
             times: self.times,
             stall: self.stall || general.stall,
             reset: self.reset || general.reset,
+            head: self.head.or(general.head),
+            instead: self.instead.or(general.instead),
+            gzip: self.gzip || general.gzip,
+            length: self.length.or(general.length),
+            wording: self.wording.or(general.wording),
+            after_done: self.after_done.or(general.after_done),
             ending: self.ending.or(general.ending),
             garbage: self.garbage.or(general.garbage),
             first_token: self.first_token.or(general.first_token),
@@ -149,6 +206,11 @@ impl Faults {
         }
     }
 
+    /// Whether what comes has no status at all.
+    pub(super) fn wild(&self) -> bool {
+        matches!(self.instead, Some(Instead::Noise | Instead::EndlessHead(_)))
+    }
+
     /// Whether the client gets something else than a whole answer.
     pub(super) fn spoil(&self) -> bool {
         let bad_finish = matches!(
@@ -158,6 +220,10 @@ impl Faults {
         self.status.is_some()
             || self.stall
             || self.reset
+            || self.instead.is_some()
+            || self.gzip
+            || self.length.is_some()
+            || self.wording == Some(Wording::None)
             || self.ending.is_some()
             || self.garbage.is_some()
             || bad_finish
@@ -184,8 +250,21 @@ impl Word<'_> {
     fn status(&self) -> Result<u16, FaultError> {
         self.number()
             .ok()
-            .filter(|status| (200..=599).contains(status))
-            .ok_or_else(|| self.wrong("a status from 200 to 599"))
+            .filter(|status| (100..=599).contains(status))
+            .ok_or_else(|| self.wrong("a status from 100 to 599"))
+    }
+
+    fn bytes(&self) -> Result<usize, FaultError> {
+        self.number::<usize>().map(|size| size.min(MAX_EVENT_BYTES))
+    }
+
+    /// `+5`, `5` or `-5`.
+    fn difference(&self) -> Result<i64, FaultError> {
+        self.value
+            .and_then(|v| v.parse::<i32>().ok())
+            .filter(|bytes| *bytes != 0)
+            .map(i64::from)
+            .ok_or_else(|| self.wrong("a number of bytes more or fewer, like +5 or -5"))
     }
 
     fn duration(&self) -> Result<Duration, FaultError> {
@@ -286,6 +365,32 @@ mod tests {
         assert!(Faults::parse("usage=maybe").is_err());
         assert!(Faults::parse("bad_usage").is_err());
         assert_eq!(Faults::parse(&"x".repeat(5000)), Err(FaultError::TooLong));
+    }
+
+    #[test]
+    fn lengths_are_wrong_in_both_directions_and_endless_heads_have_a_pace() {
+        let of = |order: &str| Faults::parse(order);
+        assert_eq!(of("length=+5").unwrap().length, Some(5));
+        assert_eq!(of("length=-5").unwrap().length, Some(-5));
+        assert!(of("length=0").is_err() && of("length").is_err());
+        let pace = |order: &str| of(order).unwrap().instead;
+        let every = Duration::from_millis(10);
+        assert_eq!(pace("endless_head=10ms"), Some(Instead::EndlessHead(every)));
+        assert_eq!(
+            pace("endless_head"),
+            Some(Instead::EndlessHead(Duration::ZERO))
+        );
+        assert!(of("endless_head=slowly").is_err());
+        let huge = of("event_bytes=999999999999").unwrap().wording;
+        assert_eq!(huge, Some(Wording::Long(MAX_EVENT_BYTES)));
+    }
+
+    #[test]
+    fn an_answer_with_something_behind_it_is_still_whole() {
+        assert!(!Faults::parse("after_done=9,event_bytes=9").unwrap().spoil());
+        for order in ["html", "empty", "noise", "gzip", "length=+1", "no_content"] {
+            assert!(Faults::parse(order).unwrap().spoil(), "{order}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::entry::{Entry, Form, header_lines};
+use super::route::Since;
 use super::ticket::Ticket;
 use super::totals::Totals;
 
@@ -128,9 +129,16 @@ impl Journal {
         drop(forgotten);
     }
 
-    /// All entries as a JSON list.
-    pub(super) fn to_json(&self, form: Form) -> Bytes {
-        let entries: Vec<Arc<Entry>> = self.pages.lock().entries.iter().cloned().collect();
+    /// The entries from `since` on as a JSON list. They stand in the order in which
+    /// they began, so that those before it cost nothing.
+    pub(super) fn to_json(&self, form: Form, since: Since) -> Bytes {
+        let entries: Vec<Arc<Entry>> = {
+            let pages = self.pages.lock();
+            let before = pages.entries.partition_point(|entry| {
+                entry.id <= since.after_id || entry.started_ms < since.began_ms
+            });
+            pages.entries.range(before..).cloned().collect()
+        };
         let mut list = vec![b'['];
         for (index, entry) in entries.iter().enumerate() {
             if index > 0 {
@@ -172,7 +180,7 @@ mod tests {
     use super::*;
 
     fn shown(journal: &Journal, form: Form) -> Value {
-        serde_json::from_slice(&journal.to_json(form)).unwrap()
+        serde_json::from_slice(&journal.to_json(form, Since::default())).unwrap()
     }
 
     fn open(journal: &Journal) -> Ticket {
@@ -189,6 +197,30 @@ mod tests {
         assert_eq!(entries.as_array().unwrap().len(), 2);
         assert_eq!(entries[0]["id"], 2);
         assert_eq!(entries[1]["outcome"], "complete");
+    }
+
+    #[test]
+    fn entries_before_an_id_or_a_time_are_left_out() {
+        let journal = Journal::new(9);
+        for _ in 0..3 {
+            open(&journal).settle(Outcome::Complete);
+        }
+        let count = |since| {
+            let list = journal.to_json(Form::Brief, since);
+            let list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+            list.len()
+        };
+        let after = |after_id| Since {
+            after_id,
+            ..Since::default()
+        };
+        assert_eq!([0, 2, 3].map(|id| count(after(id))), [3, 1, 0]);
+        let from = |began_ms| Since {
+            began_ms,
+            ..Since::default()
+        };
+        assert_eq!(count(from(now_ms() + 60_000)), 0);
+        assert_eq!(count(from(1)), 3);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use super::account::Account;
-use super::exchange::{Act, acted, struck};
+use super::exchange::{Act, acted, struck, struck_by_name};
 use super::fault::Faults;
 use super::refusal::Refusal;
 use super::route::FileRoute;
@@ -34,6 +34,18 @@ fn looked_up(body: Bytes, faults: &Faults) -> Result<Act, Refusal> {
         script::whole(body, 0, at_once, faults, chat::error_body),
         faults,
     ))
+}
+
+/// That the server lives. It asks for no key: orders for all strike it, and with a
+/// key those for its account.
+pub(super) fn health(world: &World, headers: &HeaderMap) -> Result<Act, Refusal> {
+    let account = world.authenticate(headers).ok();
+    let name = account.map_or("", |account| account.name.as_str());
+    let faults = struck_by_name(world, name, &[], false, &Ticket::default())?;
+    Ok(Act {
+        content_type: "",
+        ..looked_up(Bytes::new(), &faults)?
+    })
 }
 
 /// An operation on the account's files.
@@ -97,13 +109,14 @@ pub(super) fn balance(
     carried: Option<&str>,
     ticket: &Ticket,
 ) -> Result<Act, Refusal> {
+    let amount = account.balance();
     let balance = json!({
         "is_available": account.can_pay(),
         "balance_infos": [{
             "currency": "CNY",
-            "total_balance": account.balance(),
+            "total_balance": amount,
             "granted_balance": "0.00",
-            "topped_up_balance": account.balance(),
+            "topped_up_balance": amount,
         }],
     });
     listed(world, account, carried, ticket, || Ok(balance))

@@ -4,12 +4,13 @@
 //!
 //! Faults are ordered by the header `x-emulator-fault`, by `[[fault:…]]` in the
 //! last user message, or for an account or all by `POST /_emulator/faults`
-//! with `{"account": …, "faults": "status=503,times=2"}`. What was asked is
-//! told by `GET /_emulator/journal`, `GET /_emulator/totals` and
+//! with `{"account": …, "faults": "status=503,times=2"}`. An account's money and
+//! key are changed by `POST /_emulator/accounts/{name}`. What was asked is told by `GET /_emulator/journal`, `GET /_emulator/totals` and
 //! `GET /_emulator/inflight`.
 
 mod account;
 mod answer;
+mod by_hand;
 mod chat;
 mod chat_request;
 mod completions;
@@ -21,11 +22,14 @@ mod envelope;
 mod exchange;
 mod fault;
 mod files;
+mod gzip;
 mod journal;
+mod line;
 mod lookup;
 mod messages;
 mod meter;
 mod models;
+mod performance;
 mod playback;
 mod prompt;
 mod refusal;
@@ -34,6 +38,7 @@ mod responses;
 mod route;
 mod script;
 mod server;
+mod spoil;
 #[cfg(test)]
 mod tests;
 mod ticket;

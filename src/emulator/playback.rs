@@ -3,6 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::entry::Outcome;
+use super::line::Grip;
 use super::script::Step;
 use super::ticket::Ticket;
 
@@ -23,11 +25,13 @@ pub(super) struct Playback {
     waiting: bool,
     ticket: Ticket,
     outcome: Outcome,
+    grip: Arc<Grip>,
 }
 
 impl Playback {
-    /// `outcome` is what the journal says once every step was played.
-    pub(super) fn new(steps: Vec<Step>, ticket: Ticket, outcome: Outcome) -> Self {
+    /// `outcome` is what the journal says once every step was played; `grip` holds
+    /// the connection on which it is played.
+    pub(super) fn new(steps: Vec<Step>, ticket: Ticket, outcome: Outcome, grip: Arc<Grip>) -> Self {
         let length = match steps.as_slice() {
             [] => Some(0),
             [Step::Send(bytes, _)] => u64::try_from(bytes.len()).ok(),
@@ -40,6 +44,7 @@ impl Playback {
             waiting: false,
             ticket,
             outcome,
+            grip,
         };
         body.settle_at_the_end();
         body
@@ -91,7 +96,10 @@ impl Body for Playback {
                     self.settle_at_the_end();
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Some(Step::Cut) => {
+                Some(end @ (Step::Cut | Step::Reset)) => {
+                    if end == Step::Reset {
+                        self.grip.break_off();
+                    }
                     self.ticket.settle(Outcome::Fault);
                     return Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into())));
                 }

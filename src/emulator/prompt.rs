@@ -16,6 +16,8 @@ const MAX_CONTEXT_TOKENS: usize = 1_048_576;
 const MAX_TOOLS: usize = 128;
 /// Most files of a request that are looked at.
 const MAX_FILES: usize = 128;
+/// Most orders of faults of a prompt.
+const MAX_ORDERS: usize = 8;
 /// What a message costs beside its text.
 const TOKENS_PER_MESSAGE: usize = 4;
 /// An image counts flat; the real price depends on its size.
@@ -35,6 +37,8 @@ pub(super) struct Chain {
     hasher: DefaultHasher,
     tokens: usize,
     boundaries: Vec<Boundary>,
+    /// The last message goes on with the answer.
+    open: bool,
 }
 
 impl Chain {
@@ -47,7 +51,17 @@ impl Chain {
             hasher,
             tokens: 0,
             boundaries: Vec::new(),
+            open: false,
         }
+    }
+
+    /// Adds the beginning of the answer. What is known after it is known by the
+    /// whole answer, as the next prompt will have it.
+    pub(super) fn begin(&mut self, text: &str, reasoning: &str) {
+        absorb(&mut self.hasher, "assistant");
+        self.hasher.write(text.as_bytes());
+        self.tokens += estimate(text) + estimate(reasoning) + TOKENS_PER_MESSAGE;
+        self.open = true;
     }
 
     /// Adds a message.
@@ -75,7 +89,9 @@ impl Chain {
     /// The boundary after this prompt and its answer.
     pub(super) fn after(&self, answer: &str) -> u64 {
         let mut hasher = self.hasher.clone();
-        absorb(&mut hasher, "assistant");
+        if !self.open {
+            absorb(&mut hasher, "assistant");
+        }
         hasher.write(answer.as_bytes());
         hasher.write_u8(0xff);
         hasher.finish()
@@ -133,18 +149,24 @@ pub(super) struct Last {
     pub text: String,
     /// False when something came after the user's message, like a tool's result.
     pub from_user: bool,
-    /// The faults ordered in the last user message.
-    pub order: Option<String>,
+    /// The faults ordered in the last user message, the first the most special.
+    pub orders: Vec<String>,
+}
+
+/// The beginning of an answer, which the request asks to be gone on with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Begun {
+    pub text: String,
+    /// Reasoning that is not to be done again.
+    pub reasoning: Option<String>,
 }
 
 impl Last {
     /// A user message with this text came.
     pub(super) fn heard(&mut self, texts: &[&str]) {
         self.from_user = true;
-        self.order = texts
-            .iter()
-            .find_map(|text| order_in(text))
-            .map(str::to_owned);
+        let orders = texts.iter().flat_map(|text| orders_in(text));
+        self.orders = orders.take(MAX_ORDERS).map(str::to_owned).collect();
         self.text.clear();
         for text in texts {
             let room = MAX_LAST_BYTES.saturating_sub(self.text.len());
@@ -158,10 +180,10 @@ impl Last {
     }
 }
 
-/// The order in `[[fault:…]]`, if there is one.
-fn order_in(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("[[fault:")?;
-    rest.split_once("]]").map(|(order, _)| order)
+/// What stands in every `[[fault:…]]`.
+fn orders_in(text: &str) -> impl Iterator<Item = &str> {
+    let after = text.split("[[fault:").skip(1);
+    after.filter_map(|rest| rest.split_once("]]").map(|(order, _)| order))
 }
 
 fn push_without_orders(into: &mut String, text: &str, room: usize) {
@@ -191,6 +213,8 @@ pub(super) struct Ask {
     pub json: bool,
     /// The answer goes on where the prompt's last message ends.
     pub continues: bool,
+    /// The beginning of the answer, when the request has it.
+    pub begun: Option<Begun>,
     pub tools: Vec<Tool>,
     pub choice: Choice,
     pub last: Last,
@@ -213,6 +237,7 @@ impl Ask {
             max_tokens: None,
             json: false,
             continues: false,
+            begun: None,
             tools: Vec::new(),
             choice: Choice::Auto,
             last: Last::default(),
@@ -230,6 +255,13 @@ impl Ask {
     pub(super) fn follow(&mut self, role: &str, texts: &[&str]) {
         self.chain.push(role, texts);
         self.last.followed();
+    }
+
+    /// Takes the last message for the beginning of the answer.
+    pub(super) fn begin(&mut self, begun: Begun) {
+        let reasoning = begun.reasoning.as_deref().unwrap_or_default();
+        self.chain.begin(&begun.text, reasoning);
+        self.begun = Some(begun);
     }
 
     /// Adds the tools, which stand before the messages in the prompt.
@@ -326,10 +358,12 @@ mod tests {
     fn an_order_in_the_prompt_is_found_and_not_repeated() {
         let mut last = Last::default();
         last.heard(&["hello [[fault:status=503,times=1]] world"]);
-        assert_eq!(last.order.as_deref(), Some("status=503,times=1"));
+        assert_eq!(last.orders, ["status=503,times=1"]);
         assert_eq!(last.text, "hello  world");
         last.heard(&["[[fault:open"]);
-        assert_eq!(last.order, None);
+        assert!(last.orders.is_empty());
+        last.heard(&["a[[fault:tokens=9]]b", "[[fault:x]]c"]);
+        assert_eq!((last.orders.len(), last.text.as_str()), (2, "abc"));
     }
 
     #[test]

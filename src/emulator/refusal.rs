@@ -1,10 +1,18 @@
 //! What an error of the emulated provider looks like: status, shape and words.
 //! Sources are the shapes seen at the real one; who refuses what is decided elsewhere.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::json;
 use uuid::Uuid;
+
+use super::fault::{Faults, Instead};
+
+/// What a server in front of the API says when it has no answer.
+pub(super) const PAGE: &[u8] = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n<hr><center>openresty</center>\r\n</body>\r\n</html>\r\n";
+pub(super) const HTML: &str = "text/html";
 
 /// An answer that is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +20,8 @@ pub(super) struct Refusal {
     pub status: StatusCode,
     pub shape: Shape,
     pub retry_after: Option<u64>,
+    /// How long it takes until it is told.
+    pub delay: Duration,
     /// True when an order of faults asked for it.
     pub ordered: bool,
 }
@@ -21,6 +31,7 @@ pub(super) struct Refusal {
 pub(super) enum Shape {
     Empty,
     Text(String),
+    Page,
     Error {
         message: String,
         kind: &'static str,
@@ -34,6 +45,7 @@ impl Refusal {
             status,
             shape,
             retry_after: None,
+            delay: Duration::ZERO,
             ordered: false,
         }
     }
@@ -152,11 +164,13 @@ impl Refusal {
         )
     }
 
-    /// The refusal that `status=NNN` orders.
-    pub(super) fn ordered(status: u16, body: Option<String>, retry_after: Option<u64>) -> Self {
+    /// The refusal with this status that an order asks for.
+    pub(super) fn ordered(status: u16, faults: &Faults) -> Self {
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let shape = match (body, status.as_u16()) {
-            (Some(body), _) => Shape::Text(body),
+        let shape = match (&faults.body, status.as_u16()) {
+            _ if faults.instead == Some(Instead::Page) => Shape::Page,
+            _ if faults.instead == Some(Instead::Nothing) => Shape::Empty,
+            (Some(body), _) => Shape::Text(body.clone()),
             (None, 400) => Self::bad("Invalid request (emulated)").shape,
             (None, 401) => Self::wrong_key("sk-emulated").shape,
             (None, 402) => provider_error("Insufficient Balance"),
@@ -169,7 +183,8 @@ impl Refusal {
         Self {
             status,
             shape,
-            retry_after,
+            retry_after: faults.retry_after,
+            delay: faults.head.unwrap_or_default(),
             ordered: true,
         }
     }
@@ -178,6 +193,7 @@ impl Refusal {
     pub(super) fn render(&self, anthropic: bool) -> (Bytes, &'static str) {
         match &self.shape {
             Shape::Empty => (Bytes::new(), ""),
+            Shape::Page => (Bytes::from_static(PAGE), HTML),
             Shape::Text(text) => {
                 let json = text.starts_with(['{', '[']);
                 let kind = if json {

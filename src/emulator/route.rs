@@ -1,6 +1,7 @@
 //! Decides what a method and a path mean. Plain data; no request is read here.
 
 use http::{Method, StatusCode};
+use percent_encoding::percent_decode_str;
 
 use super::entry::Form;
 
@@ -24,15 +25,27 @@ pub(super) enum FileRoute {
 }
 
 /// An operation on the emulator itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Control {
     OrderFaults,
     ShowFaults,
     ClearFaults,
-    Journal(Form),
+    Journal(Form, Since),
     ClearJournal,
     Totals,
     InFlight,
+    ShowAccounts,
+    /// Changes the account of this name or key.
+    SetAccount(String),
+}
+
+/// From where on the journal is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Since {
+    /// Entries that began at this time or later, in milliseconds since 1970.
+    pub began_ms: u64,
+    /// Entries with a greater id.
+    pub after_id: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,15 +121,42 @@ fn control(method: &Method, path: &str, query: Option<&str>) -> Result<Control, 
         (false, true) => Form::Brief,
         (false, false) => Form::Usual,
     };
+    let number = |name: &str| {
+        let pairs = query.into_iter().flat_map(|query| query.split('&'));
+        let mut values = pairs.filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let value = values.next();
+        value.map_or(Ok(0), |value| {
+            value.parse().map_err(|_| StatusCode::BAD_REQUEST)
+        })
+    };
+    if let Some(name) = path
+        .strip_prefix("accounts/")
+        .filter(|name| !name.is_empty())
+    {
+        let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
+        return match *method {
+            Method::POST => Ok(Control::SetAccount(name)),
+            _ => Err(StatusCode::METHOD_NOT_ALLOWED),
+        };
+    }
     match (path, method.as_str()) {
+        ("accounts", "GET") => Ok(Control::ShowAccounts),
         ("faults", "POST") => Ok(Control::OrderFaults),
         ("faults", "GET") => Ok(Control::ShowFaults),
         ("faults", "DELETE") => Ok(Control::ClearFaults),
-        ("journal", "GET") => Ok(Control::Journal(form)),
+        ("journal", "GET") => {
+            let since = Since {
+                began_ms: number("since_ms")?,
+                after_id: number("after")?,
+            };
+            Ok(Control::Journal(form, since))
+        }
         ("journal", "DELETE") => Ok(Control::ClearJournal),
         ("totals", "GET") => Ok(Control::Totals),
         ("inflight", "GET") => Ok(Control::InFlight),
-        ("faults" | "journal" | "totals" | "inflight", _) => Err(StatusCode::METHOD_NOT_ALLOWED),
+        ("faults" | "journal" | "totals" | "inflight" | "accounts", _) => {
+            Err(StatusCode::METHOD_NOT_ALLOWED)
+        }
         _ => Err(StatusCode::NOT_FOUND),
     }
 }
@@ -153,6 +193,20 @@ mod tests {
             post("/beta/v1/chat/completions"),
             Ok(Route::Generate(Surface::Chat { beta: true }))
         );
+    }
+
+    #[test]
+    fn the_journal_is_told_from_a_time_or_an_id_on() {
+        let journal = |query| find(&Method::GET, "/_emulator/journal", Some(query));
+        let since = Since {
+            began_ms: 7,
+            after_id: 9,
+        };
+        assert_eq!(
+            journal("brief=1&since_ms=7&after=9"),
+            Ok(Route::Control(Control::Journal(Form::Brief, since)))
+        );
+        assert_eq!(journal("after=x"), Err(StatusCode::BAD_REQUEST));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) enum Step {
     Send(Bytes, Progress),
     /// Break the connection.
     Cut,
+    /// Break the connection by a reset.
+    Reset,
     /// Say nothing more and keep the connection.
     Hang,
 }
@@ -123,8 +125,15 @@ pub(super) fn streamed(
         group.add(mark, wait);
     }
     group.flush(&mut steps);
-    if let Some((ending, after)) = ending {
-        end(&mut steps, ending, group.progress, || error(after));
+    match (ending, faults.after_done) {
+        (Some((ending, after)), _) => end(&mut steps, ending, group.progress, || error(after)),
+        (None, Some(bytes)) => {
+            if !tempo.token_delay.is_zero() {
+                steps.push(Step::Wait(tempo.token_delay));
+            }
+            group.insert(&mut steps, event_of(bytes));
+        }
+        (None, None) => {}
     }
     Script { opening, steps }
 }
@@ -212,11 +221,26 @@ fn queue(steps: &mut Vec<Step>, tempo: Tempo, faults: &Faults, sign: &'static [u
     gave_up
 }
 
+/// An event of `bytes` in all, or of the fewest that one can have.
+fn event_of(bytes: usize) -> Bytes {
+    let (before, after) = (
+        b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"",
+        b"\"}}]}\n\n",
+    );
+    let filling = bytes.saturating_sub(before.len() + after.len());
+    let mut event = Vec::with_capacity(before.len() + filling + after.len());
+    event.extend_from_slice(before);
+    event.resize(before.len() + filling, b'x');
+    event.extend_from_slice(after);
+    Bytes::from(event)
+}
+
 /// Ends an answer that has come as far as `progress`.
 fn end(steps: &mut Vec<Step>, ending: Ending, progress: Progress, error: impl FnOnce() -> Bytes) {
     match ending {
         Ending::Stall => steps.push(Step::Hang),
         Ending::Cut => steps.extend([Step::Wait(FLUSH), Step::Cut]),
+        Ending::Reset => steps.extend([Step::Wait(FLUSH), Step::Reset]),
         Ending::End => {}
         Ending::Error => steps.push(Step::Send(error(), progress)),
     }
@@ -320,6 +344,7 @@ mod tests {
                 Step::Send(bytes, _) if bytes.as_ref() == BROKEN_EVENT => "?".into(),
                 Step::Send(bytes, _) => String::from_utf8_lossy(bytes).into_owned(),
                 Step::Cut => "CUT".into(),
+                Step::Reset => "RESET".into(),
                 Step::Hang => "HANG".into(),
             })
             .collect();
@@ -351,6 +376,30 @@ mod tests {
         assert_eq!(play(2 * MS, "error_after=1"), "5 L E");
         assert_eq!(play(2 * MS, "garbage"), "5 L ? a 2 b 2 cD");
         assert_eq!(play(2 * MS, "cut_after=6"), "5 La 2 b 2 cD");
+        assert_eq!(play(2 * MS, "reset_after=1"), "5 L 5 RESET");
+    }
+
+    #[test]
+    fn a_queue_can_end_in_every_break_before_any_content() {
+        for (order, end) in [
+            ("cut_after=0", "5 5 CUT"),
+            ("reset_after=0", "5 5 RESET"),
+            ("error_first", "5 E"),
+            ("end_after=0", "5"),
+            ("stall_after=0", "5 HANG"),
+            ("cut_after=1", "5 L 5 CUT"),
+        ] {
+            let played = play(MS, &format!("queue=100ms,{order}"));
+            assert_eq!(played, format!(": 100 BEGIN {end}"), "{order}");
+        }
+    }
+
+    #[test]
+    fn an_event_after_the_end_has_the_wanted_size() {
+        let played = play(MS, "after_done=100");
+        let (answer, event) = played.split_once(" 1 data").unwrap();
+        assert_eq!(answer, "5 La 1 b 1 cD");
+        assert_eq!(event.len() + "data".len(), 100);
     }
 
     #[test]

@@ -3,24 +3,21 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::exchange;
+use super::line::{Grip, Line, Socket};
 use super::world::World;
-use super::{Duplex, EmulatorConfig, TlsHandshake};
+use super::{EmulatorConfig, TlsHandshake, by_hand, exchange};
 
 /// How long answers may go on after the shutdown.
 const GRACE: Duration = Duration::from_secs(1);
@@ -99,7 +96,6 @@ async fn attend(
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("emulator: no TCP_NODELAY: {error}");
     }
-    let abrupt = Arc::new(AtomicBool::new(false));
     let socket = match tls {
         None => Socket::Plain(stream),
         Some(tls) => match timeout(HANDSHAKE, (tls.0)(stream)).await {
@@ -108,108 +104,35 @@ async fn attend(
             Err(_) => return log::debug!("emulator: TLS handshake took too long"),
         },
     };
-    let line = Line {
-        socket,
-        abrupt: Arc::clone(&abrupt),
-    };
+    let grip = Arc::new(Grip::default());
+    let (line, mut returned) = Line::lend(socket, Arc::clone(&grip));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http2()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let holding = Arc::clone(&grip);
     let service = service_fn(move |request| {
-        exchange::answer(Arc::clone(&world), Arc::clone(&abrupt), request)
+        exchange::answer(Arc::clone(&world), Arc::clone(&holding), request)
     });
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(line), service));
+    let mut connection = Box::pin(builder.serve_connection(TokioIo::new(line), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         _ = stopping.changed() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = ended {
         log::debug!("emulator: connection ended: {error}");
     }
-}
-
-enum Socket {
-    Plain(TcpStream),
-    Wrapped(Box<dyn Duplex>),
-}
-
-/// A connection that can end in a reset instead of an orderly close.
-struct Line {
-    socket: Socket,
-    abrupt: Arc<AtomicBool>,
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if let Socket::Plain(stream) = &self.socket
-            && self.abrupt.load(Ordering::Acquire)
-            && let Err(error) = stream.set_zero_linger()
-        {
-            log::debug!("emulator: no reset: {error}");
-        }
-    }
-}
-
-impl AsyncRead for Line {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Socket::Wrapped(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Socket::Wrapped(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Socket::Wrapped(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.socket {
-            Socket::Plain(stream) => stream.is_write_vectored(),
-            Socket::Wrapped(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Socket::Wrapped(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Wrapped(stream) => Pin::new(stream).poll_shutdown(cx),
+    // hyper gives its line back when it is dropped.
+    drop(connection);
+    if let (Some(seized), Ok(line)) = (grip.release(), returned.try_recv()) {
+        tokio::select! {
+            () = by_hand::play(seized, line) => {}
+            _ = stopping.changed() => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use parking_lot::RwLock;
 
 use super::EmulatorConfig;
 use super::account::Account;
@@ -16,7 +17,7 @@ use super::script::Tempo;
 
 pub(super) struct World {
     pub accounts: Vec<Account>,
-    keys: HashMap<String, usize>,
+    keys: RwLock<HashMap<String, usize>>,
     pub tempo: Tempo,
     pub tokens: usize,
     pub embeddings: bool,
@@ -28,15 +29,16 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(config: EmulatorConfig) -> Self {
-        let accounts: Vec<Account> = config.accounts.into_iter().map(Account::new).collect();
-        let keys = accounts
+        let keys = config
+            .accounts
             .iter()
             .enumerate()
             .map(|(index, account)| (account.key.clone(), index))
             .collect();
+        let accounts = config.accounts.into_iter().map(Account::new).collect();
         Self {
             accounts,
-            keys,
+            keys: RwLock::new(keys),
             tempo: Tempo {
                 first_token: config.first_token_delay,
                 token_delay: config.token_delay,
@@ -66,9 +68,21 @@ impl World {
     }
 
     fn by_key(&self, key: &str) -> Option<&Account> {
-        self.keys
-            .get(key)
-            .and_then(|index| self.accounts.get(*index))
+        let index = self.keys.read().get(key).copied();
+        index.and_then(|index| self.accounts.get(index))
+    }
+
+    /// Gives the account of this name another key; the old one is wrong from now on.
+    pub(super) fn set_key(&self, name: &str, key: String) {
+        let of = self
+            .accounts
+            .iter()
+            .position(|account| account.name == name);
+        if let Some(index) = of {
+            let mut keys = self.keys.write();
+            keys.retain(|_, known| *known != index);
+            keys.insert(key, index);
+        }
     }
 
     /// An account by its name or its key.

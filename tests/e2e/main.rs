@@ -24,6 +24,7 @@ mod credentials;
 mod deadlines;
 mod docs;
 mod draining;
+mod emulated_faults;
 mod enveloped;
 mod failover;
 mod fair_queue;

@@ -367,10 +367,13 @@ async fn the_brief_journal_has_what_a_comparison_needs() {
     assert_eq!(brief["request_id"], "req-7");
     for name in [
         "id",
+        "path",
         "account",
         "model",
         "user_id",
+        "stream",
         "status",
+        "fault",
         "outcome",
         "usage",
         "whole",
@@ -380,5 +383,5 @@ async fn the_brief_journal_has_what_a_comparison_needs() {
     ] {
         assert_eq!(brief[name], full[name], "{name}");
     }
-    assert_eq!(brief.as_object().unwrap().len(), 12);
+    assert_eq!(brief.as_object().unwrap().len(), 15);
 }

@@ -1,8 +1,10 @@
 //! The emulator as its clients see it, over real sockets.
 mod accounting;
+mod accounts;
 mod envelopes;
 mod faults;
 mod limits;
+mod spoilt;
 mod surfaces;
 mod watching;
 

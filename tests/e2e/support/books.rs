@@ -60,6 +60,11 @@ fn add(sum: &mut Counts, more: &Counts) {
 /// An entry of the emulator's journal, in its brief form.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Call {
+    pub id: u64,
+    pub path: String,
+    /// Absent before the head, and for what had none.
+    pub status: Option<u16>,
+    pub outcome: Option<String>,
     pub request_id: Option<String>,
     pub account: Option<String>,
     pub model: Option<String>,
@@ -90,6 +95,28 @@ impl Emulator {
             .into_iter()
             .filter(|call| call.model.is_some())
             .collect()
+    }
+
+    /// What callers asked it from a point on, oldest first, whether it has ended or not: `query` is
+    /// `after=ID` or `since_ms=TIME`.
+    pub fn calls_since(&self, query: &str) -> Vec<Call> {
+        let path = format!("/_emulator/journal?brief=1&{query}");
+        let answer = Request::get(&path).send(self.address());
+        let mut calls: Vec<Call> = serde_json::from_slice(&answer.body).unwrap();
+        calls.retain(|call| call.model.is_some());
+        calls
+    }
+
+    /// How many attempts each account got between two times, in milliseconds since 1970, the second
+    /// excluded.
+    pub fn attempts_between(&self, from_ms: u64, to_ms: u64) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for call in self.calls_since(&format!("since_ms={from_ms}")) {
+            if call.started_ms < to_ms {
+                *counts.entry(call.account.unwrap_or_default()).or_default() += 1;
+            }
+        }
+        counts
     }
 }
 

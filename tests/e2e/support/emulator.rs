@@ -139,6 +139,22 @@ impl Emulator {
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
 
+    /// Gives an account another balance; at zero or below it refuses with 402.
+    pub fn set_balance(&self, account: &str, amount: &str) {
+        self.change(account, &json!({"balance": amount}));
+    }
+
+    /// Gives an account another key; its old one is refused with 401.
+    pub fn set_key(&self, account: &str, key: &str) {
+        self.change(account, &json!({"key": key}));
+    }
+
+    fn change(&self, account: &str, change: &Value) {
+        let path = format!("/_emulator/accounts/{account}");
+        let answer = Request::post(&path, change).send(self.address);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
     /// Stops and waits until the port is free.
     pub fn stop(mut self) {
         drop(self.stop.take());

@@ -20,8 +20,11 @@ mod emulator;
 pub mod front;
 mod gateway;
 pub mod h2;
+pub mod hostile;
+pub mod load;
 #[path = "../../redis/server.rs"]
 mod redis;
+pub mod relay;
 mod request;
 pub mod signing;
 mod source;
