@@ -22,6 +22,7 @@ use crate::identity::directory::Identity;
 use crate::identity::signed_request::body::HeldBack;
 use crate::relay::answer::AnswerScanner;
 use crate::relay::prelude::Prelude;
+use crate::relay::resume::{Rewriter, Transcript};
 use crate::relay::sse;
 use crate::relay::usage::Usage;
 use crate::relay::withheld::Withheld;
@@ -170,11 +171,20 @@ pub struct Attempts {
     pub earlier: Vec<Try>,
     /// The last one that has ended, for the record.
     pub last: Option<Try>,
+    /// Those that broke after content, and were gone on from.
+    pub broken: Vec<Broken>,
     /// It ended because the client left, with the upstream at work.
     pub left_at_work: bool,
 }
 
+/// An attempt that broke after content, with what it took by our count.
+pub struct Broken {
+    pub names: Names,
+    pub usage: Usage,
+}
+
 /// Where an attempt went, by name.
+#[derive(Debug, Clone)]
 pub struct Names {
     pub upstream: UpstreamId,
     pub account: AccountId,
@@ -233,6 +243,8 @@ pub struct Answer {
     pub prelude: Prelude,
     /// What of an answer in one piece waits for its end.
     pub withheld: Withheld,
+    /// There if the stream may be gone on with elsewhere.
+    pub resumption: Option<Box<Resumption>>,
     pub first_content: Option<Instant>,
     pub last_piece: Option<Instant>,
     pub gaps: Option<prometheus::Histogram>,
@@ -242,6 +254,32 @@ pub struct Answer {
     pub interrupted: bool,
     /// The configured answer goes out in place of a model's.
     pub degraded: bool,
+}
+
+/// What it takes to go on with a stream elsewhere.
+pub struct Resumption {
+    /// As it was sent first.
+    pub question: Bytes,
+    /// What the client has.
+    pub transcript: Transcript,
+    /// Makes the rest look like one with what came before.
+    pub rewriter: Option<Rewriter>,
+    /// How often the stream was gone on with.
+    pub made: u32,
+    /// Completion tokens of what the client has that are on a broken attempt's bill.
+    pub billed: u64,
+}
+
+impl Resumption {
+    pub fn new(question: Bytes) -> Self {
+        Self {
+            question,
+            transcript: Transcript::new(),
+            rewriter: None,
+            made: 0,
+            billed: 0,
+        }
+    }
 }
 
 /// Who looks at the answer's bytes.

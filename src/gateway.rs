@@ -14,7 +14,7 @@
 //! upstream_response_filter  good, again elsewhere, or a no   gateway/verdict.rs
 //! response_filter        the tenant's head, built anew       gateway/answer.rs
 //! response_body_filter   every fragment watched, none held   gateway/answer.rs
-//! fail_to_proxy          an honest error                     gateway/answer.rs
+//! fail_to_proxy          an honest error                     gateway/ending.rs
 //! logging                charge, settle and record           gateway/record.rs
 //! ```
 
@@ -22,11 +22,13 @@ mod admit;
 mod answer;
 mod attempt;
 mod charge;
+mod ending;
 pub mod guessing;
 mod identify;
 mod intake;
 mod overload;
 mod record;
+mod resume;
 mod verdict;
 mod waiting;
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::condition::{ACCOUNT_STATES, ENDPOINT_STATES, Shown};
+use crate::upstream::gate::Reason;
 use crate::upstream::pool::{AccountSlot, EndpointSlot, Lane, Pool};
 
 const GOOD: &str = "good";
@@ -19,10 +20,14 @@ const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
 pub fn accounts(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
     let account = |(index, slot): (usize, &AccountSlot)| {
         let shown = of_account(snapshot, pool, index, slot, now);
-        let mut entry = standing(shown, now);
-        entry["id"] = slot.id.as_str().into();
-        entry["resting"] = (!pool.may_be_asked(slot, now)).into();
-        entry
+        json!({
+            "id": slot.id.as_str(),
+            "state": shown.state,
+            "since": moment(shown.since, now),
+            "reason": shown.reason.map(Reason::as_str),
+            "until": shown.until.and_then(|until| moment(until, now)),
+            "resting": !pool.may_be_asked(slot, now),
+        })
     };
     pool.accounts.iter().enumerate().map(account).collect()
 }
@@ -30,28 +35,36 @@ pub fn accounts(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
 /// The endpoints of an upstream.
 pub fn endpoints(pool: &Pool, now: Instant) -> Vec<Value> {
     let endpoint = |slot: &EndpointSlot| {
-        let mut entry = standing(slot.state.condition.shown(), now);
-        entry["url"] = slot.settings.url.as_str().into();
-        entry["priority"] = slot.settings.priority.into();
-        entry["healthy"] = pool.is_used(slot, now).into();
-        entry["addresses"] = slot.state.address_count().into();
-        entry["in_flight"] = slot.state.in_flight().into();
-        entry
+        let shown = slot.state.condition.shown();
+        json!({
+            "url": slot.settings.url,
+            "priority": slot.settings.priority,
+            "state": shown.state,
+            "since": moment(shown.since, now),
+            "reason": shown.reason.map(Reason::as_str),
+            "until": shown.until.and_then(|until| moment(until, now)),
+            "healthy": pool.is_used(slot, now),
+            "addresses": slot.state.address_count(),
+            "in_flight": slot.state.in_flight(),
+        })
     };
     pool.endpoints.iter().map(endpoint).collect()
 }
 
 /// The breakers of an upstream, by endpoint and model.
 pub fn breakers(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
-    let of_lane = |lane: &'_ Lane| -> Vec<_> {
-        let model = lane.model.as_str();
-        let breaker = |(endpoint, state, since): (&str, _, Instant)| {
-            let state: crate::upstream::breaker::State = state;
-            json!({"endpoint": endpoint, "model": model, "state": state.as_str(), "since": moment(since, now)})
-        };
-        lane.breakers().map(breaker).collect()
-    };
-    lanes(snapshot, pool).flat_map(of_lane).collect()
+    let mut entries = Vec::new();
+    for lane in lanes(snapshot, pool) {
+        for (endpoint, state, since) in lane.breakers() {
+            entries.push(json!({
+                "endpoint": endpoint,
+                "model": lane.model,
+                "state": state.as_str(),
+                "since": moment(since, now),
+            }));
+        }
+    }
+    entries
 }
 
 /// Sets the gauges of states and copies the counts of what has changed.
@@ -117,15 +130,6 @@ fn of_account(
         shown.state = COOLING;
     }
     shown
-}
-
-fn standing(shown: Shown, now: Instant) -> Value {
-    json!({
-        "state": shown.state,
-        "since": moment(shown.since, now),
-        "reason": shown.reason.map(|reason| reason.as_str()),
-        "until": shown.until.and_then(|until| moment(until, now)),
-    })
 }
 
 /// As a date; `None` for one that cannot be written.

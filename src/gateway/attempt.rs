@@ -206,10 +206,14 @@ impl Gateway {
                 )
             }
         };
+        let surface = match ctx.answer.resumption.as_ref().is_some_and(|it| it.made > 0) {
+            true => &Surface::Chat { beta: true },
+            false => &routed.surface,
+        };
         let path = format!(
             "{}{}",
             endpoint.settings.base_path,
-            routed.surface.upstream_path(pool.settings.dialect)
+            surface.upstream_path(pool.settings.dialect)
         );
         let method = method(&routed.surface);
         let request = signing::Request {

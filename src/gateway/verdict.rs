@@ -104,6 +104,8 @@ impl Gateway {
             None if nothing && head.status.is_success() => FailureClass::Garbage,
             // An engine's bare 404: there is no body to wait for.
             None if nothing => return Err(self.bare_no(ctx, status)),
+            // What was well before is not bad now: this upstream does not go on with answers.
+            None if ctx.is_resumed() && !head.status.is_success() => FailureClass::Garbage,
             // Good, or the request's own fault: the upstream's words help, see gateway/answer.rs.
             None => return Ok(()),
         };
@@ -150,7 +152,7 @@ impl Gateway {
         }
         if ctx.attempts.current.is_none() {
             // Judged already: the verdict on retrying stands in the error.
-            error.set_retry(ctx.attempts.again && !ctx.answer.begun);
+            error.set_retry(ctx.attempts.again);
             return error;
         }
         if *error.esource() == ErrorSource::Internal && ctx.refusal.is_some() {
@@ -181,9 +183,12 @@ impl Gateway {
         let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
         let refusal = refusal_for(class, None).detail(why);
         if ctx.answer.begun {
-            self.failed_after_content(ctx, class);
-            ctx.refusal.get_or_insert(refusal);
-            error.set_retry(false);
+            let again = self.resume(ctx, class);
+            if !again {
+                self.failed_after_content(ctx, class);
+                ctx.refusal.get_or_insert(refusal);
+            }
+            error.set_retry(again);
             return error;
         }
         self.attempt_failed(ctx, class.into(), refusal, error)
@@ -213,6 +218,7 @@ impl Gateway {
             attempt.chosen.report(outcome(class.into()), Instant::now());
         }
         self.end_attempt(ctx, class.as_str());
+        ctx.attempts.again = false;
     }
 
     /// Nobody was asked, so nobody is to blame: another connection, to whomever.
@@ -242,6 +248,16 @@ impl Gateway {
         );
         if Distrust::behind(&error) == Some(Distrust::WrongPin) {
             self.tell_wrong_pin(ctx);
+        }
+        if ctx.answer.begun {
+            // It was to go on with a stream.
+            let again = self.resume(ctx, failure.class);
+            if !again {
+                self.failed_after_content(ctx, failure.class);
+                ctx.refusal = Some(refusal);
+            }
+            error.set_retry(again);
+            return error;
         }
         let now = Instant::now();
         if let Some(attempt) = &mut ctx.attempts.current {

@@ -114,6 +114,7 @@ metrics! {
     retries: IntCounterVec = counters("upstream_retries_total", "Attempts that were followed by another one, by what they failed with.", &["upstream", "reason"]);
     retries_stopped: IntCounterVec = counters("upstream_retries_stopped_total", "Failed attempts that were not followed by another one, by why not.", &["upstream", "reason"]);
     deadlines: IntCounterVec = counters("upstream_deadlines_total", "Attempts that were given up at a deadline, by which one.", &["upstream", "deadline"]);
+    resumed: IntCounterVec = counters("streams_resumed_total", "Broken streams that went on elsewhere, by the upstream where they broke.", &["upstream"]);
     degraded: IntCounterVec = counters("degraded_answers_total", "Requests that got the configured answer in place of a model's.", &["tenant", "model"]);
     upstream_pin_mismatches: IntCounterVec = counters("upstream_pin_mismatches_total", "Connections given up because the upstream's key is none of the pinned.", &["upstream", "endpoint"]);
     upstream_unverified: IntGaugeVec = gauges("upstream_tls_unverified", "1 for an upstream whose certificate is not verified (development only).", &["upstream"]);

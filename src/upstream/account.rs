@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::condition::Condition;
 use super::gate::Reason;
 use super::governor::{Governor, Load};
+use super::latency::Latency;
 use super::transitions::Teller;
 
 /// What the provider says of an account's money holds so long, unless it says it again.
@@ -49,7 +50,7 @@ impl AccountState {
 
     /// Something is left again: if it was out for that, it is tried again.
     pub fn paid_again(&self, now: Instant) {
-        self.condition.try_now(Reason::Unpaid, Reason::Paid, now);
+        self.condition.try_now(&[Reason::Unpaid], Reason::Paid, now);
     }
 }
 
@@ -60,6 +61,7 @@ pub struct Places {
     /// [`NO_CEILING`] for none.
     configured: AtomicU32,
     pub governor: Governor,
+    pub latency: Latency,
     /// After a 429: the account's other models are not concerned.
     pub rest: Rest,
 }
@@ -73,6 +75,7 @@ impl Places {
             in_flight: AtomicU32::new(0),
             configured: AtomicU32::new(ceiling.unwrap_or(NO_CEILING)),
             governor: Governor::default(),
+            latency: Latency::new(now),
             rest: Rest::new(now),
         }
     }

@@ -145,10 +145,13 @@ impl Breaker {
         match self.state {
             State::Closed => {
                 self.window.record(good, now, rules.window);
+                if good {
+                    return None;
+                }
                 let tally = self.window.tally(now);
                 let much = tally.total() >= rules.min_requests.max(1);
-                let ill = !good && much && tally.is_above(rules.error_percent);
-                ill.then(|| self.open(Reason::Errors, now, rules, seed))
+                (much && tally.is_above(rules.error_percent))
+                    .then(|| self.open(Reason::Errors, now, rules, seed))
             }
             State::HalfOpen { .. } if !good => Some(self.open(Reason::Probe, now, rules, seed)),
             // It has counted already, by its first content.

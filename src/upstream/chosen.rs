@@ -10,6 +10,7 @@ use super::condition::{After, Condition, Verdict};
 use super::endpoint::{EndpointLease, Heard};
 use super::gate::{Pass, Reason};
 use super::lane::Lane;
+use super::latency::Latency;
 use super::pool::EndpointSlot;
 use super::queue::Release;
 use crate::config::settings::{Breaker, FailureClass};
@@ -162,6 +163,8 @@ pub(super) struct Passes {
     began: Instant,
     /// First content is watched for, and has not come.
     awaited: bool,
+    /// So far as choosing goes by it.
+    timed: bool,
     of_account: Option<Pass>,
     of_endpoint: Option<Pass>,
     of_breaker: Option<Pass>,
@@ -182,6 +185,7 @@ impl Passes {
             endpoint,
             began: now,
             awaited: streamed,
+            timed: false,
             of_account: None,
             of_endpoint: None,
             of_breaker: None,
@@ -199,7 +203,21 @@ impl Passes {
         let account = pool.accounts.get(account)?;
         let admitted = account.state.condition.admit(streamed, now, pool.terms)?;
         passes.of_account = Some(admitted);
+        passes.timed = streamed;
+        if streamed {
+            passes.latencies().for_each(|latency| latency.began(now));
+        }
         Some(passes)
+    }
+
+    /// Of the account's model and of the endpoint.
+    fn latencies(&self) -> impl Iterator<Item = &Latency> {
+        let place = self.lane.places.get(self.account);
+        let slot = self.lane.pool.endpoints.get(self.endpoint);
+        let of_place = place.map(|place| &place.latency);
+        of_place
+            .into_iter()
+            .chain(slot.map(|slot| &slot.state.latency))
     }
 
     fn all(&self) -> impl Iterator<Item = Pass> {
@@ -225,13 +243,22 @@ impl Passes {
         let pool = &self.lane.pool;
         let took = now.saturating_duration_since(self.began);
         self.lane.first_content(self.account, took, self.began, now);
+        if std::mem::take(&mut self.timed) {
+            self.latencies()
+                .for_each(|latency| latency.first_content(took, now));
+        }
         let took = self.awaited.then_some(took);
+        // Only of a probe: of others, one says nothing.
+        let watched = |pass: Pass| took.filter(|_| pass.is_probe());
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
-            account.first_content(pass, took, now, pool.terms);
+            let slow = watched(pass).is_some_and(|it| pool.is_slow_account(self.account, it, now));
+            account.first_content(pass, took, slow, now, pool.terms);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
-            let condition = &slot.state.condition;
-            condition.first_content(pass, took, now, pool.watch().terms);
+            let slow = watched(pass);
+            let slow = slow.is_some_and(|it| pool.is_slow_endpoint(self.endpoint, it, now));
+            let (condition, terms) = (&slot.state.condition, pool.watch().terms);
+            condition.first_content(pass, took, slow, now, terms);
         }
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()
@@ -342,6 +369,9 @@ impl Passes {
 
 impl Drop for Passes {
     fn drop(&mut self) {
+        if self.timed {
+            self.latencies().for_each(Latency::ended_without);
+        }
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
             account.give_back(pass, self.awaited);
         }

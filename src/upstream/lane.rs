@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::account::Places;
-use super::balance::{self, AccountView, EndpointView, NoneLeft, Patience, Standing};
+use super::affinity::{self, Affinity, Candidate};
+use super::balance::{self, AccountView, EndpointView, Home, NoneLeft, Patience, Standing};
 use super::breaker::{SharedBreaker, State};
 use super::chosen::{Chosen, Passes};
 use super::governor::Cause;
@@ -24,6 +25,8 @@ pub struct Lane {
     pub(super) places: Vec<Arc<Places>>,
     /// Of each endpoint; none at all if there is no rule for them.
     pub(super) breakers: Vec<Arc<SharedBreaker>>,
+    /// Where its conversations are.
+    pub(super) affinity: Arc<Affinity>,
     pub(super) line: Arc<Line>,
     /// Requests that may wait; 0 for none.
     pub(super) max_length: usize,
@@ -80,15 +83,6 @@ pub enum NoChoice {
     Closed { retry_in: Duration },
 }
 
-impl From<NoneLeft> for NoChoice {
-    fn from(none: NoneLeft) -> Self {
-        match none {
-            NoneLeft::Full => Self::Full,
-            NoneLeft::Tried => Self::Exhausted,
-        }
-    }
-}
-
 /// What is known of an account's ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Governed {
@@ -115,9 +109,10 @@ impl Lane {
     /// The same without regard to those who wait.
     pub(super) fn take(self: &Arc<Self>, wish: &Wish, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
+        let random = affinity::mix(turn as u64 ^ self.pool.seed);
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
-            let (account, endpoint) = self.pick(wish, turn, now)?;
+            let (account, endpoint) = self.pick(wish, random, now)?;
             let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
             let slot = self.pool.endpoints.get(endpoint);
             let slot = slot.ok_or(NoChoice::Exhausted)?;
@@ -138,15 +133,17 @@ impl Lane {
     }
 
     /// An account and an endpoint, by what they look like now.
-    fn pick(&self, wish: &Wish, turn: usize, now: Instant) -> Result<(usize, usize), NoChoice> {
+    fn pick(&self, wish: &Wish, random: u64, now: Instant) -> Result<(usize, usize), NoChoice> {
         let patience = match self.is_queued_for() {
             false => Patience::None,
             true => Patience::Some,
         };
-        let endpoint = self.with_endpoints(wish, now, |views| balance::endpoint(views, turn));
+        let endpoint = self.with_endpoints(wish, now, |views| balance::endpoint(views, random));
         let endpoint = endpoint.map_err(|none| self.refuse(none, wish, now))?;
-        let account =
-            self.with_accounts(wish, now, |views| balance::account(views, patience, turn));
+        let account = self.with_accounts(wish, now, |views| {
+            let home = self.home(wish, views);
+            balance::account(views, home, patience, random)
+        });
         let account = account.map_err(|none| {
             if none == NoneLeft::Full {
                 self.places.iter().for_each(|place| place.governor.press());
@@ -156,11 +153,38 @@ impl Lane {
         Ok((account, endpoint))
     }
 
-    /// Whoever is closed was not offered: is that why nobody is left?
+    /// The account that the wish's conversation belongs to, among those that could ever serve it.
+    fn home(&self, wish: &Wish, views: &[AccountView]) -> Option<Home> {
+        let rules = self.pool.settings.affinity.as_ref()?;
+        let key = wish.key.filter(|_| views.len() > 1)?;
+        let best = views.iter().map(|view| view.priority).min()?;
+        let candidate = |view: &AccountView| Candidate {
+            seed: view.seed,
+            // Conversations live with the best tier.
+            weight: if view.priority == best {
+                view.weight
+            } else {
+                0
+            },
+        };
+        let account = with_views(views.iter().map(candidate), |all| {
+            self.affinity.home(key, all)
+        })?;
+        Some(Home {
+            key,
+            account,
+            bound_percent: rules.bound_percent,
+        })
+    }
+
     fn refuse(&self, none: NoneLeft, wish: &Wish, now: Instant) -> NoChoice {
-        match (none, self.closed_for(wish, now)) {
-            (NoneLeft::Tried, Some(retry_in)) => NoChoice::Closed { retry_in },
-            (none, _) => none.into(),
+        match none {
+            NoneLeft::Full => NoChoice::Full,
+            NoneLeft::Tried => NoChoice::Exhausted,
+            NoneLeft::Closed => {
+                let retry_in = self.closed_for(wish, now).unwrap_or(NOBODY_KNOWS);
+                NoChoice::Closed { retry_in }
+            }
         }
     }
 
@@ -371,15 +395,16 @@ impl Lane {
         now: Instant,
         look: impl FnOnce(&[AccountView]) -> R,
     ) -> R {
-        let view = |(index, (slot, place)): (usize, (&AccountSlot, &Arc<Places>))| {
-            let standing = slot.state.condition.standing(now, self.pool.terms);
-            AccountView {
-                in_flight: place.get(),
-                ceiling: place.ceiling(),
-                resting: false,
-                limited: place.rest.is_resting(now),
-                tried: standing == Standing::Closed || !wish.allows(index),
-            }
+        let view = |(index, (slot, place)): (usize, (&AccountSlot, &Arc<Places>))| AccountView {
+            seed: slot.seed,
+            in_flight: place.get(),
+            ceiling: place.ceiling(),
+            priority: slot.priority,
+            weight: slot.weight,
+            latency: place.latency.estimate(now),
+            standing: slot.state.condition.standing(now, self.pool.terms),
+            limited: place.rest.is_resting(now),
+            tried: !wish.allows(index),
         };
         with_views(self.accounts().enumerate().map(view), look)
     }
@@ -392,15 +417,14 @@ impl Lane {
     ) -> R {
         let view = |(index, (slot, breaker)): (usize, (&EndpointSlot, Option<&SharedBreaker>))| {
             let in_flight = slot.state.in_flight();
-            let standing = self.endpoint_standing(slot, breaker, now);
-            let closed = standing == Standing::Closed;
             EndpointView {
                 in_flight,
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
-                healthy: !closed,
+                latency: slot.state.latency.estimate(now),
+                standing: self.endpoint_standing(slot, breaker, now),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
-                tried: closed || wish.tried.endpoints.contains(&index),
+                tried: wish.tried.endpoints.contains(&index),
             }
         };
         with_views(self.endpoints().enumerate().map(view), look)

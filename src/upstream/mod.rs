@@ -15,6 +15,7 @@
 //! their names.
 
 pub mod account;
+pub mod affinity;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
@@ -30,6 +31,7 @@ pub mod governor;
 pub mod health;
 pub mod judgement;
 pub mod lane;
+pub mod latency;
 pub mod outlier;
 pub mod pace;
 pub mod peer;

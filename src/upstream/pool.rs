@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
@@ -18,12 +19,13 @@ use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 
 use super::account::{AccountState, Places};
+use super::affinity::{self, Affinity};
 use super::balance::Standing;
 use super::breaker::SharedBreaker;
 use super::budget::RetryBudget;
 pub use super::chosen::{Chosen, Outcome};
 use super::endpoint::{EndpointState, Watch};
-use super::gate::Terms;
+use super::gate::{Reason, Terms};
 use super::health::Thresholds;
 pub use super::lane::{Lane, NoChoice, Tried, Wish};
 use super::peer::{PeerError, PeerTemplate};
@@ -50,6 +52,7 @@ type AccountKey = (UpstreamId, AccountId);
 #[derive(Default)]
 pub struct Registry {
     places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
+    affinities: Mutex<HashMap<(UpstreamId, String), Arc<Affinity>>>,
     lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
     budgets: Mutex<HashMap<UpstreamId, Arc<RetryBudget>>>,
     accounts: Mutex<HashMap<AccountKey, Arc<AccountState>>>,
@@ -59,6 +62,8 @@ pub struct Registry {
     transitions: Mutex<HashMap<UpstreamId, Arc<Transitions>>>,
     /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
     idle_connections: usize,
+    /// Tells configured secrets apart without keeping them.
+    fingerprints: RandomState,
     /// What connects to enveloped endpoints; all others are reached by Pingora's proxy.
     connector: OnceLock<Arc<Connector>>,
 }
@@ -104,6 +109,12 @@ impl Registry {
             .or_default()
             .clone();
         lines.of(model)
+    }
+
+    fn affinity(&self, upstream: &UpstreamId, model: &str) -> Arc<Affinity> {
+        let mut affinities = self.affinities.lock();
+        let key = (upstream.clone(), model.to_owned());
+        affinities.entry(key).or_default().clone()
     }
 
     fn budget(&self, upstream: &UpstreamId, now: Instant) -> Arc<RetryBudget> {
@@ -201,6 +212,8 @@ pub struct Pool {
     pub(super) terms: Terms,
     watch: Watch,
     pub(super) turn: AtomicUsize,
+    /// Another one for each process, so that hosts do not draw alike.
+    pub(super) seed: u64,
     /// Rests of its places are measured from here.
     since: Instant,
 }
@@ -208,6 +221,12 @@ pub struct Pool {
 pub struct AccountSlot {
     pub id: AccountId,
     pub state: Arc<AccountState>,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// Share among accounts of one priority.
+    pub weight: u32,
+    /// What conversations find it by.
+    pub(super) seed: u64,
     credential: Credential,
 }
 
@@ -279,9 +298,18 @@ impl Pool {
                 Some(secret) => credential(&settings, account, secret)?,
                 None => Credential::Nothing,
             };
+            let state = registry.account_state(&key, now);
+            // Another key may be a good one.
+            let secret = account.api_key.as_ref().map(Secret::expose);
+            let fingerprint = registry.fingerprints.hash_one((secret, &account.key_id));
+            let mends = [Reason::Refused, Reason::Unpaid];
+            state.condition.configure(fingerprint, &mends, now);
             accounts.push(AccountSlot {
                 id: account.id.clone(),
-                state: registry.account_state(&key, now),
+                state,
+                priority: account.priority,
+                weight: account.weight,
+                seed: affinity::seed(account.id.as_str()),
                 credential,
             });
         }
@@ -299,6 +327,13 @@ impl Pool {
                 None => template,
             };
             let state = registry.endpoint(&settings.id, endpoint, now);
+            // So may be the key that others are pinned to; checks would find that out themselves.
+            let mends: &[Reason] = match settings.health {
+                Some(_) => &[],
+                None => &[Reason::Pin],
+            };
+            let fingerprint = registry.fingerprints.hash_one(&settings.tls.pins);
+            state.condition.configure(fingerprint, mends, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.
                 state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
@@ -319,6 +354,7 @@ impl Pool {
             accounts,
             endpoints,
             turn: AtomicUsize::new(0),
+            seed: uuid::Uuid::new_v4().as_u64_pair().1,
             since: now,
         }))
     }
@@ -340,6 +376,7 @@ impl Pool {
             model: model.to_owned(),
             places: places.collect(),
             breakers: breakers.collect(),
+            affinity: registry.affinity(&self.settings.id, model),
             line: registry.line(&self.settings.id, model),
             max_length: queue.max_length,
         }

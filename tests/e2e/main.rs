@@ -40,6 +40,7 @@ mod lifecycle;
 mod limits;
 mod passthrough;
 mod poisoned;
+mod resume;
 mod rotation;
 mod scan;
 mod sdk;

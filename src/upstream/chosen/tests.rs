@@ -253,6 +253,14 @@ fn an_account_that_falls_silent_leaves_while_others_answer() {
     assert_eq!(account(&lane, 0), "failing");
     let shown = lane.pool.accounts[0].state.condition.shown();
     assert_eq!(shown.reason, Some(Reason::Slow));
+    // A probe that is as slow is no recovery.
+    let later = now + 10 * SECOND;
+    for (after, took, expected) in [(0, 3 * SECOND, "failing"), (16, SECOND / 2, "ramping")] {
+        let later = later + after * SECOND;
+        let mut probe = lane.choose(&streamed(0), later).unwrap();
+        probe.report(Outcome::FirstContent, later + took);
+        assert_eq!(account(&lane, 0), expected);
+    }
 }
 
 #[test]
@@ -274,4 +282,36 @@ fn states_outlive_a_reload() {
     let slot = &newer.pool.endpoints[0];
     let terms = newer.pool.watch().terms;
     assert_eq!(slot.state.condition.standing(now, terms), Standing::Closed);
+}
+
+#[test]
+fn an_account_that_was_refused_is_tried_again_with_another_key() {
+    let registry = Registry::default();
+    let with_key = |id: &str| {
+        let mut settings = with_rules(1, 1);
+        id.clone_into(&mut settings.accounts[0].key_id);
+        let [lane, _] = lanes(&registry, settings, 0);
+        lane
+    };
+    let lane = with_key("one");
+    send(&lane, 0, refused(401), Instant::now());
+    for (id, expected) in [("one", "dead"), ("two", "probing")] {
+        assert_eq!(account(&with_key(id), 0), expected);
+    }
+}
+
+#[test]
+fn when_only_the_operator_can_open_it_a_while_is_told() {
+    let lane = lane(with_rules(1, 1));
+    lane.pool.endpoints[0].state.drain(true);
+    let now = Instant::now();
+    let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
+    let retry_in = 30 * SECOND;
+    assert_eq!(closed, NoChoice::Closed { retry_in });
+    // Who has tried all that is there is told that, and not to wait.
+    lane.pool.endpoints[0].state.drain(false);
+    let mut tried = Wish::default();
+    tried.tried.accounts.push(0);
+    let none = lane.choose(&tried, now).map(|_| ()).unwrap_err();
+    assert_eq!(none, NoChoice::Exhausted);
 }
