@@ -422,7 +422,10 @@ fn of_stream(surface: Surface, text: &str, whole: bool) -> Fate {
                 let choice = &event["choices"][0];
                 said.add(true, &choice["delta"]["reasoning_content"]);
                 said.add(false, &choice["delta"]["content"]);
-                finish = choice["finish_reason"].as_str().map(str::to_owned).or(finish);
+                finish = choice["finish_reason"]
+                    .as_str()
+                    .map(str::to_owned)
+                    .or(finish);
             }
             Surface::Messages => {
                 said.add(true, &event["delta"]["thinking"]);
