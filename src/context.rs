@@ -34,6 +34,7 @@ use crate::request::surface::Surface;
 use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
+use crate::upstream::breaker::Caller;
 use crate::upstream::clocks::{Clocks, Progress};
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
 
@@ -264,6 +265,8 @@ pub struct Resumption {
     pub transcript: Transcript,
     /// Makes the rest look like one with what came before.
     pub rewriter: Option<Rewriter>,
+    /// Written down for the client and not sent yet: it came with the break.
+    pub owed: Bytes,
     /// How often the stream was gone on with.
     pub made: u32,
     /// Completion tokens of what the client has that are on a broken attempt's bill.
@@ -276,6 +279,7 @@ impl Resumption {
             question,
             transcript: Transcript::new(),
             rewriter: None,
+            owed: Bytes::new(),
             made: 0,
             billed: 0,
         }
@@ -440,6 +444,7 @@ impl Context {
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
             streamed: self.routed().is_some_and(|routed| routed.stream),
+            caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
     }
 

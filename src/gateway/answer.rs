@@ -245,6 +245,7 @@ impl Gateway {
         };
         if ctx.answer.begun {
             if self.resume(ctx, fault) {
+                ctx.owe(out);
                 let error = Error::explain(ErrorType::ConnectionClosed, fault.as_str());
                 return Err(error.into_up());
             }
@@ -415,9 +416,9 @@ fn client_fault(status: u16) -> Code {
 
 pub(super) fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
     match second {
-        None => first,
         Some(second) if first.is_empty() => second,
-        Some(second) => [first, second].concat().into(),
+        Some(second) if !second.is_empty() => [first, second].concat().into(),
+        Some(_) | None => first,
     }
 }
 

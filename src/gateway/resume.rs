@@ -35,6 +35,15 @@ impl Context {
         }
     }
 
+    /// Keeps what the client is to have of a fragment that cannot be sent, since the stream broke
+    /// with it.
+    pub(super) fn owe(&mut self, out: Bytes) {
+        if let Some(resumption) = &mut self.answer.resumption {
+            let owed = std::mem::take(&mut resumption.owed);
+            resumption.owed = super::answer::join(owed, Some(out));
+        }
+    }
+
     /// Is the attempt one that goes on with a stream?
     pub(super) fn is_resumed(&self) -> bool {
         self.answer
@@ -60,10 +69,12 @@ impl Gateway {
             None => out,
         };
         let out = resumption.transcript.pass(out);
+        let out = super::answer::join(std::mem::take(&mut resumption.owed), Some(out));
         if !resumption.transcript.failed() {
             return Ok(out);
         }
         if self.resume(ctx, FailureClass::ErrorInAnswer) {
+            ctx.owe(out);
             let why = "the upstream told of a failure in mid-stream";
             return Err(Error::explain(ErrorType::ConnectionClosed, why).into_up());
         }
