@@ -233,16 +233,16 @@ fn check(gateway: &Gateway, cell: &Cell, version: Version, streamed: bool, numbe
         Sees::Nothing => {
             assert!(got.status == 200 && is_whole && !got.broken, "{shown}");
             assert_eq!(line["ending"], "complete", "{shown}");
-            assert_eq!(line["account"], "account-1", "{shown}");
+            assert_eq!(line["account"], "account-2", "{shown}");
             assert_eq!(line["attempts"], 2, "{shown}");
             assert_eq!(line["tries"][0]["outcome"], outcome, "{shown}");
-            assert_eq!(line["tries"][0]["account"], "account-0", "{shown}");
+            assert_eq!(line["tries"][0]["account"], "account-1", "{shown}");
             assert_eq!(line["usage_estimated"], Value::Null, "{shown}");
             assert_eq!(line["completion_tokens"], TOKENS, "{shown}");
         }
         Sees::Itself => {
             assert!(got.status == 200 && is_whole && !got.broken, "{shown}");
-            assert_eq!(line["account"], "account-0", "{shown}");
+            assert_eq!(line["account"], "account-1", "{shown}");
             assert_eq!(line["attempts"], 1, "{shown}");
         }
         Sees::Break => {
@@ -258,7 +258,7 @@ fn check(gateway: &Gateway, cell: &Cell, version: Version, streamed: bool, numbe
     let label = format!("outcome=\"{outcome}\"");
     let counted = gateway.metric(
         "tidegate_attempts_total",
-        &["account=\"account-0\"", &label],
+        &["account=\"account-1\"", &label],
     );
     assert!(counted >= 1.0, "{shown}");
 }
@@ -267,7 +267,7 @@ fn all_cells(hold: &str) {
     let emulator = Emulator::start(Emulator::with_accounts(2));
     let gateway = gateway(&emulator, hold);
     for (at, cell) in CELLS.iter().enumerate() {
-        emulator.order(Some("account-0"), cell.order);
+        emulator.order(Some("account-1"), cell.order);
         for (way, version) in [Version::Http1, Version::Http2].into_iter().enumerate() {
             for streamed in [true, false] {
                 let number = at * 4 + way * 2 + usize::from(streamed);

@@ -12,6 +12,7 @@
     reason = "tests may stop loudly, wait, and read the environment of the process they run in"
 )]
 
+mod bad_account;
 mod bodies;
 mod capacity;
 mod certificates;
@@ -39,6 +40,7 @@ mod lifecycle;
 mod limits;
 mod passthrough;
 mod poisoned;
+mod resume;
 mod rotation;
 mod scan;
 mod sdk;

@@ -35,8 +35,9 @@ pub struct Load {
 }
 
 impl Default for Load {
-    /// 50 clients, 200 requests a second, half of them streamed, with short answers: a streamed
-    /// answer of 30 chunks costs the SDK some 3 ms of a core, and one in one piece half of it.
+    /// 50 clients, 200 requests a second, half of them streamed, with short answers. That is half a
+    /// core: a streamed answer of 30 chunks costs the SDK some 3 ms of it, and one in one piece
+    /// half of that. On a busy machine its own wait for the processor is in the times it tells.
     fn default() -> Self {
         Self {
             clients: 50,

@@ -1,6 +1,7 @@
 //! The stage on which the tests play: an [`Emulator`] for the provider, a [`Config`] that leads to
 //! it, a [`Gateway`] (the real binary as a child process), and clients that can misbehave
-//! ([`Wire`], [`h2`]).
+//! ([`Wire`], [`h2`]). Between gateway and provider can stand a [`relay`], in the place of the
+//! provider somebody [`hostile`], and in front of it all many clients at once ([`load`]).
 //!
 //! ```ignore
 //! let emulator = Emulator::quick();
@@ -16,6 +17,7 @@
 pub mod authority;
 pub mod books;
 mod config;
+pub mod crowd;
 mod emulator;
 pub mod front;
 mod gateway;
