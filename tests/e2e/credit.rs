@@ -117,7 +117,7 @@ fn an_answer_that_says_nothing_changes_nothing_and_is_told_once() {
         (polls(&gateway, "ok") > 0.0).then_some(())
     });
     let balance = of_account(&gateway, "tidegate_account_balance", "account-1");
-    emulator.order(Some("account-1"), "status=500");
+    emulator.order(Some("account-1"), "status=500,everywhere");
     eventually("it failed twice", SOON, || {
         (polls(&gateway, "failed") >= 2.0).then_some(())
     });
