@@ -148,6 +148,7 @@ const PURE: &[&str] = &[
     "upstream/condition.rs",
     "upstream/budget.rs",
     "upstream/clocks.rs",
+    "upstream/credit.rs",
     "upstream/endpoint.rs",
     "upstream/fair_queue",
     "upstream/fair_queue.rs",

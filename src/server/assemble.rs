@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
 use super::bookkeeping::{Bookkeeping, BookkeepingError, Kept};
+use super::credit::CreditWatch;
 use super::key_sets::KeySets;
 use super::lifecycle::{LAST_WRITE, LastOneOut, StopSignal};
 use super::reload::{Reloader, keep_configuration};
@@ -266,6 +267,10 @@ impl Parts {
             readiness: readiness.clone(),
             reloaded: reloaded.clone(),
             pin_mismatches: metrics.upstream_pin_mismatches.clone(),
+            credit: CreditWatch {
+                current: current.clone(),
+                metrics: metrics.clone(),
+            },
             shared: counting.shared().cloned(),
         };
         server.add_service(background_service("upkeep", upkeep));

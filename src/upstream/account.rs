@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::condition::Condition;
+use super::credit::Funds;
 use super::gate::Reason;
 use super::governor::{Governor, Load};
 use super::latency::Latency;
@@ -23,12 +24,14 @@ const BALANCE_HOLDS: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct AccountState {
     pub condition: Condition,
+    pub funds: Funds,
 }
 
 impl AccountState {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
             condition: Condition::new(teller, now),
+            funds: Funds::default(),
         }
     }
 
