@@ -3,6 +3,7 @@
 //!
 //! Stages read what earlier ones left and write their own part; nothing here decides.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ use crate::request::surface::Surface;
 use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
+use crate::upstream::breaker::Caller;
 use crate::upstream::clocks::{Clocks, Progress};
 use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
 
@@ -264,6 +266,12 @@ pub struct Resumption {
     pub transcript: Transcript,
     /// Makes the rest look like one with what came before.
     pub rewriter: Option<Rewriter>,
+    /// Written down for the client, and not sent since it came with the break.
+    pub owed: Bytes,
+    /// Given out and perhaps not passed on yet, the oldest first.
+    pub unsure: VecDeque<Bytes>,
+    /// Bytes given out in all, over all attempts.
+    pub given: usize,
     /// How often the stream was gone on with.
     pub made: u32,
     /// Completion tokens of what the client has that are on a broken attempt's bill.
@@ -271,11 +279,15 @@ pub struct Resumption {
 }
 
 impl Resumption {
-    pub fn new(question: Bytes) -> Self {
+    /// `given` bytes were given out before, signs of life.
+    pub fn new(question: Bytes, given: usize) -> Self {
         Self {
             question,
             transcript: Transcript::new(),
             rewriter: None,
+            owed: Bytes::new(),
+            unsure: VecDeque::new(),
+            given,
             made: 0,
             billed: 0,
         }
@@ -440,6 +452,7 @@ impl Context {
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
             streamed: self.routed().is_some_and(|routed| routed.stream),
+            caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
     }
 

@@ -52,6 +52,7 @@ use crate::context::Context;
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
+use crate::routing::switches::Switches;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 use guessing::Guessing;
@@ -67,6 +68,7 @@ pub struct Gateway {
     pub overload: Overload,
     pub counting: Arc<Counting>,
     pub journal: Arc<Journal>,
+    pub switches: Arc<Switches>,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

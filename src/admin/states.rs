@@ -55,12 +55,13 @@ pub fn endpoints(pool: &Pool, now: Instant) -> Vec<Value> {
 pub fn breakers(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
     let mut entries = Vec::new();
     for lane in lanes(snapshot, pool) {
-        for (endpoint, state, since) in lane.breakers() {
+        for (endpoint, shown) in lane.breakers() {
             entries.push(json!({
                 "endpoint": endpoint,
                 "model": lane.model,
-                "state": state.as_str(),
-                "since": moment(since, now),
+                "state": shown.state.as_str(),
+                "since": moment(shown.since, now),
+                "one_tenant_only": shown.for_one,
             }));
         }
     }
@@ -100,12 +101,12 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
         }
     }
     for lane in snapshot.lanes() {
-        for (endpoint, is, _) in lane.breakers() {
+        for (endpoint, shown) in lane.breakers() {
             for state in BREAKER_STATES {
                 let upstream = lane.pool.settings.id.as_str();
                 let labels = [upstream, endpoint, lane.model.as_str(), state];
                 let gauge = metrics.breaker_state.with_label_values(&labels);
-                gauge.set(i64::from(state == is.as_str()));
+                gauge.set(i64::from(state == shown.state.as_str()));
             }
         }
     }

@@ -128,6 +128,7 @@ impl Gateway {
             }
         };
         let out = if end { self.finish(out, ctx)? } else { out };
+        ctx.give_out(&out);
         *body = Some(out);
         Ok(())
     }
@@ -245,6 +246,7 @@ impl Gateway {
         };
         if ctx.answer.begun {
             if self.resume(ctx, fault) {
+                ctx.owe(out);
                 let error = Error::explain(ErrorType::ConnectionClosed, fault.as_str());
                 return Err(error.into_up());
             }
@@ -415,9 +417,9 @@ fn client_fault(status: u16) -> Code {
 
 pub(super) fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
     match second {
-        None => first,
         Some(second) if first.is_empty() => second,
-        Some(second) => [first, second].concat().into(),
+        Some(second) if !second.is_empty() => [first, second].concat().into(),
+        Some(_) | None => first,
     }
 }
 

@@ -110,8 +110,8 @@ impl Gateway {
     }
 
     /// Has an operator switched it off?
-    pub(super) fn is_off(&self, _lane: &Lane) -> bool {
-        false
+    pub(super) fn is_off(&self, lane: &Lane) -> bool {
+        self.switches.upstream_is_off(&lane.pool.settings.id)
     }
 
     /// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.

@@ -151,6 +151,9 @@ impl Context {
     /// nobody has said it yet.
     pub(super) fn tell_interruption(&mut self) -> Option<Bytes> {
         self.answer.interrupted = true;
+        let resumption = self.answer.resumption.as_mut();
+        let owed = resumption.map(|it| std::mem::take(&mut it.owed));
+        let owed = owed.unwrap_or_default();
         let Watch::Stream(scanner) = &mut self.answer.watch else {
             return None;
         };
@@ -169,9 +172,10 @@ impl Context {
         self.refusal = Some(Refusal { detail, ..refusal });
         if said.is_some() {
             // The upstream has told the client itself.
-            return held;
+            return Some(join(owed, held));
         }
-        Some(join(held.unwrap_or_default(), Some(Bytes::from(event))))
+        let told = join(held.unwrap_or_default(), Some(Bytes::from(event)));
+        Some(join(owed, Some(told)))
     }
 }
 

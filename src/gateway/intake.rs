@@ -218,6 +218,9 @@ impl Gateway {
             .about("model")
         })?;
         let route = ctx.snapshot.routes.find(&identity, &model.value, surface)?;
+        if self.switches.model_is_off(&route.model) {
+            return Err(Refusal::model_switched_off().into());
+        }
         let variants: Vec<_> = route
             .variants
             .iter()

@@ -18,7 +18,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -57,6 +57,8 @@ struct Shared {
     /// Milliseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    /// Bytes of answers that came here to be passed on.
+    taken: AtomicUsize,
     /// The client's session, when nothing stands in its place any more.
     back: Mutex<Option<ServerSession>>,
 }
@@ -82,6 +84,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        taken: AtomicUsize::new(0),
         back: Mutex::default(),
     });
     let client = vacate(session);
@@ -131,6 +134,12 @@ impl Behind {
     /// Was the deadline over? True once for each time.
     pub fn was_late(&self) -> bool {
         self.0.late.swap(false, Ordering::AcqRel)
+    }
+
+    /// How many bytes of the answer's body came here to be passed on. Pingora shows several pieces
+    /// to its filters before it passes them on together, and none of them if one is an error.
+    pub fn taken(&self) -> usize {
+        self.0.taken.load(Ordering::Acquire)
     }
 
     /// Puts the client's own session back, unless there is no client any more. May be asked twice.
@@ -377,6 +386,11 @@ impl Seat for StandIn {
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
         let failure = failed.and_then(|at| tasks.drain(at..).next());
+        let bytes = tasks.iter().map(|task| match task {
+            HttpTask::Body(Some(piece), _) => piece.len(),
+            _ => 0,
+        });
+        self.shared.taken.fetch_add(bytes.sum(), Ordering::AcqRel);
         let mut end = false;
         if self.departure.is_some() {
             end = self.swallow(tasks);

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::account::{AccountLease, rest_after_429};
-use super::breaker::SharedBreaker;
+use super::breaker::{Caller, Ended, SharedBreaker};
 use super::condition::{After, Condition, Verdict};
 use super::endpoint::{EndpointLease, Heard};
 use super::gate::{Pass, Reason};
-use super::lane::Lane;
+use super::lane::{Lane, Wish};
 use super::latency::Latency;
 use super::pool::EndpointSlot;
 use super::queue::Release;
@@ -165,6 +165,7 @@ pub(super) struct Passes {
     awaited: bool,
     /// So far as choosing goes by it.
     timed: bool,
+    caller: Option<Caller>,
     of_account: Option<Pass>,
     of_endpoint: Option<Pass>,
     of_breaker: Option<Pass>,
@@ -176,9 +177,10 @@ impl Passes {
         lane: &Arc<Lane>,
         account: usize,
         endpoint: usize,
-        streamed: bool,
+        wish: &Wish,
         now: Instant,
     ) -> Option<Self> {
+        let (streamed, caller) = (wish.streamed, wish.caller);
         let mut passes = Self {
             lane: lane.clone(),
             account,
@@ -186,6 +188,7 @@ impl Passes {
             began: now,
             awaited: streamed,
             timed: false,
+            caller,
             of_account: None,
             of_endpoint: None,
             of_breaker: None,
@@ -198,7 +201,7 @@ impl Passes {
                 .admit(streamed, now, pool.watch().terms)?,
         );
         if let Some((breaker, rules)) = passes.breaker() {
-            passes.of_breaker = Some(breaker.admit(now, rules)?);
+            passes.of_breaker = Some(breaker.admit(caller, now, rules)?);
         }
         let account = pool.accounts.get(account)?;
         let admitted = account.state.condition.admit(streamed, now, pool.terms)?;
@@ -263,7 +266,8 @@ impl Passes {
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()
         {
-            breaker.record(pass, true, now, rules);
+            let caller = self.caller;
+            breaker.record(pass, Ended { caller, good: true }, now, rules);
         }
         self.awaited = false;
         for pass in [
@@ -334,7 +338,7 @@ impl Passes {
         late(self.account(), self.of_account)
             || late(endpoint, self.of_endpoint)
             || (self.breaker().zip(self.of_breaker))
-                .is_some_and(|((breaker, _), pass)| breaker.is_late(pass))
+                .is_some_and(|((breaker, _), pass)| breaker.is_late(pass, self.caller))
     }
 
     /// True if it opened.
@@ -343,7 +347,10 @@ impl Passes {
             return false;
         };
         match good {
-            Some(good) => breaker.record(pass, good, now, rules),
+            Some(good) => {
+                let caller = self.caller;
+                breaker.record(pass, Ended { caller, good }, now, rules)
+            }
             None => {
                 breaker.give_back(pass);
                 false

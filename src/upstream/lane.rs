@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::account::Places;
 use super::affinity::{self, Affinity, Candidate};
 use super::balance::{self, AccountView, EndpointView, Home, NoneLeft, Patience, Standing};
-use super::breaker::{SharedBreaker, State};
+use super::breaker::{Caller, SharedBreaker, Shown};
 use super::chosen::{Chosen, Passes};
 use super::governor::Cause;
 use super::pool::{AccountSlot, EndpointSlot, Pool};
@@ -49,6 +49,8 @@ pub struct Wish {
     pub pinned: Option<usize>,
     /// First content comes long before the end: its time is watched.
     pub streamed: bool,
+    /// Whose request it is; `None` if that does not matter.
+    pub caller: Option<Caller>,
 }
 
 impl Wish {
@@ -122,7 +124,7 @@ impl Lane {
             let Some(account_lease) = place.acquire() else {
                 continue;
             };
-            let Some(passes) = Passes::take(self, account, endpoint, wish.streamed, now) else {
+            let Some(passes) = Passes::take(self, account, endpoint, wish, now) else {
                 continue;
             };
             let limited = slot.state.limit().is_some();
@@ -208,14 +210,15 @@ impl Lane {
             .endpoints()
             .enumerate()
             .filter_map(|(index, (slot, breaker))| {
-                let closed = self.endpoint_standing(slot, breaker, now) == Standing::Closed;
+                let closed =
+                    self.endpoint_standing(slot, breaker, wish.caller, now) == Standing::Closed;
                 let left = closed && !wish.tried.endpoints.contains(&index);
                 left.then(|| {
                     let own = slot.state.condition.opens_in(now, watch.terms)?;
                     let rules = self.pool.settings.breaker.as_ref();
                     let of_breaker = breaker
                         .zip(rules)
-                        .map(|(it, rules)| it.opens_in(now, rules));
+                        .map(|(it, rules)| it.opens_in(wish.caller, now, rules));
                     Some(own.max(of_breaker.unwrap_or_default()))
                 })
             });
@@ -227,7 +230,7 @@ impl Lane {
     pub fn is_ready(&self, now: Instant) -> bool {
         let reachable = |(slot, breaker): (&EndpointSlot, Option<&SharedBreaker>)| {
             slot.state.address_count() > 0
-                && self.endpoint_standing(slot, breaker, now) != Standing::Closed
+                && self.endpoint_standing(slot, breaker, None, now) != Standing::Closed
         };
         self.endpoints().any(reachable) && self.awake(now).next().is_some()
     }
@@ -263,12 +266,13 @@ impl Lane {
         &self,
         slot: &EndpointSlot,
         breaker: Option<&SharedBreaker>,
+        caller: Option<Caller>,
         now: Instant,
     ) -> Standing {
         let own = slot.state.condition.standing(now, self.pool.watch().terms);
         let rules = self.pool.settings.breaker.as_ref();
         match breaker.zip(rules) {
-            Some((breaker, rules)) => own.and(breaker.standing(now, rules)),
+            Some((breaker, rules)) => own.and(breaker.standing(caller, now, rules)),
             None => own,
         }
     }
@@ -283,11 +287,11 @@ impl Lane {
     }
 
     /// The breakers of its endpoints, by their URLs, for status.
-    pub fn breakers(&self) -> impl Iterator<Item = (&str, State, Instant)> {
+    pub fn breakers(&self) -> impl Iterator<Item = (&str, Shown)> {
         let guarded = self
             .endpoints()
             .filter_map(|(slot, it)| Some((slot, it?.shown())));
-        guarded.map(|(slot, (state, since))| (slot.settings.url.as_str(), state, since))
+        guarded.map(|(slot, shown)| (slot.settings.url.as_str(), shown))
     }
 
     /// How many accounts it can choose from.
@@ -422,7 +426,7 @@ impl Lane {
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
                 latency: slot.state.latency.estimate(now),
-                standing: self.endpoint_standing(slot, breaker, now),
+                standing: self.endpoint_standing(slot, breaker, wish.caller, now),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
                 tried: wish.tried.endpoints.contains(&index),
             }

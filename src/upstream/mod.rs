@@ -38,6 +38,7 @@ pub mod peer;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod registry;
 pub mod retry;
 pub mod signing;
 pub mod transitions;
