@@ -12,6 +12,7 @@
     reason = "tests may stop loudly, wait, and read the environment of the process they run in"
 )]
 
+mod affinity;
 mod bad_account;
 mod bodies;
 mod capacity;
