@@ -221,6 +221,13 @@ impl StandIn {
             |task: &HttpTask| matches!(task, HttpTask::Body(Some(piece), _) if !piece.is_empty());
         let told = open || tasks.iter().any(HttpTask::is_end);
         let early = !told && Instant::now() >= self.hold_until && tasks.iter().any(says);
+        if tasks
+            .iter()
+            .any(|task| matches!(task, HttpTask::Header(..)))
+        {
+            // An earlier attempt's, which failed before its content.
+            self.held = None;
+        }
         if !told && !early {
             for task in tasks {
                 if let HttpTask::Header(head, _) = task {
@@ -714,6 +721,30 @@ mod tests {
         written.unwrap();
         behind.step_aside(&mut session);
         assert!(got(client, session).await.starts_with("HTTP/1.1 503"));
+    }
+
+    #[tokio::test]
+    async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
+        let (mut session, client) = request().await;
+        let behind = put(&mut session, holding(Duration::MAX / 4));
+        let mut failed = ResponseHeader::build(200, None).unwrap();
+        failed.insert_header("content-length", "2").unwrap();
+        let tasks = vec![HttpTask::Header(Box::new(failed), false)];
+        assert!(!session.write_response_tasks(tasks).await.unwrap());
+        // All of the next one in one go.
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        head.insert_header("content-length", "4").unwrap();
+        let tasks = vec![
+            HttpTask::Header(Box::new(head), false),
+            HttpTask::Body(Some(Bytes::from_static(b"abcd")), true),
+        ];
+        assert!(session.write_response_tasks(tasks).await.unwrap());
+        behind.step_aside(&mut session);
+        let got = got(client, session).await.to_ascii_lowercase();
+        assert!(
+            got.contains("content-length: 4") && got.ends_with("abcd"),
+            "{got}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
