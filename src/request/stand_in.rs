@@ -230,6 +230,13 @@ impl StandIn {
             |task: &HttpTask| matches!(task, HttpTask::Body(Some(piece), _) if !piece.is_empty());
         let told = open || tasks.iter().any(HttpTask::is_end);
         let early = !told && Instant::now() >= self.hold_until && tasks.iter().any(says);
+        if tasks
+            .iter()
+            .any(|task| matches!(task, HttpTask::Header(..)))
+        {
+            // An earlier attempt's, which failed before its content.
+            self.held = None;
+        }
         if !told && !early {
             for task in tasks {
                 if let HttpTask::Header(head, _) = task {

@@ -202,3 +202,22 @@ async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 99, waiting).await.is_err());
 }
+
+#[tokio::test]
+async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
+    let (mut session, client) = request().await;
+    let behind = put(&mut session, holding(Duration::MAX / 4));
+    let mut failed = ResponseHeader::build(200, None).unwrap();
+    failed.insert_header("content-length", "2").unwrap();
+    let tasks = vec![HttpTask::Header(Box::new(failed), false)];
+    assert!(!session.write_response_tasks(tasks).await.unwrap());
+    // All of the next one in one go.
+    let rest = vec![head(), piece("abcd", true)];
+    assert!(session.write_response_tasks(rest).await.unwrap());
+    behind.step_aside(&mut session);
+    let got = got(client, session).await.to_ascii_lowercase();
+    assert!(
+        got.contains("content-length: 4") && got.ends_with("abcd"),
+        "{got}"
+    );
+}
