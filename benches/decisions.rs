@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tidegate::identity::reason::Reason;
 use tidegate::request::refusal::{Code, Family, Refusal};
-use tidegate::upstream::balance::{self, AccountView, EndpointView, Patience};
+use tidegate::upstream::balance::{self, AccountView, EndpointView, Patience, Standing};
 
 /// A stand-in of the snapshot's size: what is measured is the pointer, not what it points to.
 fn snapshot(c: &mut Criterion) {
@@ -25,14 +25,25 @@ fn snapshot(c: &mut Criterion) {
     group.finish();
 }
 
+fn standing(open: bool) -> Standing {
+    match open {
+        true => Standing::Open { permille: 1000 },
+        false => Standing::Closed,
+    }
+}
+
 fn choice(c: &mut Criterion) {
     let mut group = c.benchmark_group("choice");
     for count in [1, 4, 32_u32] {
         let accounts: Vec<_> = (0..count)
             .map(|number| AccountView {
+                seed: u64::from(number),
                 in_flight: (number * 37) % 100,
                 ceiling: Some(500),
-                resting: number % 5 == 4,
+                priority: 0,
+                weight: 1,
+                latency: 300_000,
+                standing: standing(number % 5 != 4),
                 limited: false,
                 tried: false,
             })
@@ -41,7 +52,7 @@ fn choice(c: &mut Criterion) {
             let mut turn = 0;
             b.iter(|| {
                 turn += 1;
-                balance::account(black_box(&accounts), Patience::Some, turn).is_ok()
+                balance::account(black_box(&accounts), None, Patience::Some, turn).is_ok()
             });
         });
         let endpoints: Vec<_> = (0..count)
@@ -49,7 +60,8 @@ fn choice(c: &mut Criterion) {
                 in_flight: (number * 37) % 100,
                 priority: number % 2,
                 weight: 1 + number % 3,
-                healthy: number % 7 != 6,
+                latency: 300_000,
+                standing: standing(number % 7 != 6),
                 full: false,
                 tried: false,
             })

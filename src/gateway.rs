@@ -14,7 +14,7 @@
 //! upstream_response_filter  good, again elsewhere, or a no   gateway/verdict.rs
 //! response_filter        the tenant's head, built anew       gateway/answer.rs
 //! response_body_filter   every fragment watched, none held   gateway/answer.rs
-//! fail_to_proxy          an honest error                     gateway/answer.rs
+//! fail_to_proxy          an honest error                     gateway/ending.rs
 //! logging                charge, settle and record           gateway/record.rs
 //! ```
 
@@ -22,11 +22,14 @@ mod admit;
 mod answer;
 mod attempt;
 mod charge;
+mod ending;
 pub mod guessing;
 mod identify;
 mod intake;
 mod overload;
 mod record;
+mod resume;
+mod upstream_head;
 mod verdict;
 mod waiting;
 
@@ -50,6 +53,7 @@ use crate::context::Context;
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
+use crate::routing::switches::Switches;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 use guessing::Guessing;
@@ -65,6 +69,7 @@ pub struct Gateway {
     pub overload: Overload,
     pub counting: Arc<Counting>,
     pub journal: Arc<Journal>,
+    pub switches: Arc<Switches>,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

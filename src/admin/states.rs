@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::condition::{ACCOUNT_STATES, ENDPOINT_STATES, Shown};
+use crate::upstream::credit;
+use crate::upstream::gate::Reason;
 use crate::upstream::pool::{AccountSlot, EndpointSlot, Lane, Pool};
 
 const GOOD: &str = "good";
@@ -19,45 +21,92 @@ const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
 pub fn accounts(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
     let account = |(index, slot): (usize, &AccountSlot)| {
         let shown = of_account(snapshot, pool, index, slot, now);
-        let mut entry = standing(shown, now);
-        entry["id"] = slot.id.as_str().into();
-        entry["resting"] = (!pool.may_be_asked(slot, now)).into();
-        entry
+        json!({
+            "id": slot.id.as_str(),
+            "state": shown.state,
+            "since": moment(shown.since, now),
+            "reason": shown.reason.map(Reason::as_str),
+            "until": shown.until.and_then(|until| moment(until, now)),
+            "resting": !pool.may_be_asked(slot, now),
+            "balance": balance(pool, slot),
+        })
     };
     pool.accounts.iter().enumerate().map(account).collect()
+}
+
+/// What the provider has said is left, by currency; null if it was never asked or never said.
+fn balance(pool: &Pool, slot: &AccountSlot) -> Value {
+    let entry = |shown: credit::Shown| {
+        json!({
+            "currency": shown.balance.currency,
+            "left": shown.balance.text(),
+            "low": shown.low.unwrap_or(false),
+        })
+    };
+    let shown = funds(pool, slot).map(|shown| shown.into_iter().map(entry).collect());
+    shown.unwrap_or(Value::Null)
+}
+
+fn funds(pool: &Pool, slot: &AccountSlot) -> Option<Vec<credit::Shown>> {
+    let credit = pool.settings.credit.as_ref()?;
+    slot.state.funds.shown(&credit.low_water)
+}
+
+fn refresh_funds(metrics: &Metrics, pool: &Pool, slot: &AccountSlot) {
+    for shown in funds(pool, slot).unwrap_or_default() {
+        let (upstream, account) = (pool.settings.id.as_str(), slot.id.as_str());
+        let labels = [upstream, account, shown.balance.currency.as_str()];
+        let gauge = metrics.account_balance.with_label_values(&labels);
+        gauge.set(shown.balance.units());
+        if let Some(low) = shown.low {
+            let gauge = metrics.account_balance_low.with_label_values(&labels);
+            gauge.set(i64::from(low));
+        }
+    }
 }
 
 /// The endpoints of an upstream.
 pub fn endpoints(pool: &Pool, now: Instant) -> Vec<Value> {
     let endpoint = |slot: &EndpointSlot| {
-        let mut entry = standing(slot.state.condition.shown(), now);
-        entry["url"] = slot.settings.url.as_str().into();
-        entry["priority"] = slot.settings.priority.into();
-        entry["healthy"] = pool.is_used(slot, now).into();
-        entry["addresses"] = slot.state.address_count().into();
-        entry["in_flight"] = slot.state.in_flight().into();
-        entry
+        let shown = slot.state.condition.shown();
+        json!({
+            "url": slot.settings.url,
+            "priority": slot.settings.priority,
+            "state": shown.state,
+            "since": moment(shown.since, now),
+            "reason": shown.reason.map(Reason::as_str),
+            "until": shown.until.and_then(|until| moment(until, now)),
+            "healthy": pool.is_used(slot, now),
+            "addresses": slot.state.address_count(),
+            "in_flight": slot.state.in_flight(),
+        })
     };
     pool.endpoints.iter().map(endpoint).collect()
 }
 
 /// The breakers of an upstream, by endpoint and model.
 pub fn breakers(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
-    let of_lane = |lane: &'_ Lane| -> Vec<_> {
-        let model = lane.model.as_str();
-        let breaker = |(endpoint, state, since): (&str, _, Instant)| {
-            let state: crate::upstream::breaker::State = state;
-            json!({"endpoint": endpoint, "model": model, "state": state.as_str(), "since": moment(since, now)})
-        };
-        lane.breakers().map(breaker).collect()
-    };
-    lanes(snapshot, pool).flat_map(of_lane).collect()
+    let mut entries = Vec::new();
+    for lane in lanes(snapshot, pool) {
+        for (endpoint, shown) in lane.breakers() {
+            entries.push(json!({
+                "endpoint": endpoint,
+                "model": lane.model,
+                "state": shown.state.as_str(),
+                "since": moment(shown.since, now),
+                "one_tenant_only": shown.for_one,
+            }));
+        }
+    }
+    entries
 }
 
 /// Sets the gauges of states and copies the counts of what has changed.
 pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.account_state.reset();
     metrics.endpoint_state.reset();
+    metrics.account_balance.reset();
+    metrics.account_balance_low.reset();
     metrics.breaker_state.reset();
     metrics.upstream_transitions.reset();
     for pool in &snapshot.pools {
@@ -69,6 +118,7 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
                 let gauge = metrics.account_state.with_label_values(&labels);
                 gauge.set(i64::from(state == is));
             }
+            refresh_funds(metrics, pool, slot);
         }
         for slot in &pool.endpoints {
             let is = slot.state.condition.shown().state;
@@ -87,12 +137,12 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
         }
     }
     for lane in snapshot.lanes() {
-        for (endpoint, is, _) in lane.breakers() {
+        for (endpoint, shown) in lane.breakers() {
             for state in BREAKER_STATES {
                 let upstream = lane.pool.settings.id.as_str();
                 let labels = [upstream, endpoint, lane.model.as_str(), state];
                 let gauge = metrics.breaker_state.with_label_values(&labels);
-                gauge.set(i64::from(state == is.as_str()));
+                gauge.set(i64::from(state == shown.state.as_str()));
             }
         }
     }
@@ -117,15 +167,6 @@ fn of_account(
         shown.state = COOLING;
     }
     shown
-}
-
-fn standing(shown: Shown, now: Instant) -> Value {
-    json!({
-        "state": shown.state,
-        "since": moment(shown.since, now),
-        "reason": shown.reason.map(|reason| reason.as_str()),
-        "until": shown.until.and_then(|until| moment(until, now)),
-    })
 }
 
 /// As a date; `None` for one that cannot be written.

@@ -1,18 +1,17 @@
 //! What goes back: the head built anew, each fragment watched on its way, and an honest word when
 //! the answer does not come to its proper end.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
 use jiff::Timestamp;
 use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::{FailToProxy, Session};
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
 
 use super::Gateway;
-use super::verdict::is_stream;
+use super::upstream_head::is_stream;
 use crate::config::settings::FailureClass;
 use crate::context::{Answer, Attempt, Context, Routed, Step, Watch};
 use crate::relay::answer::AnswerScanner;
@@ -27,9 +26,6 @@ use crate::upstream::pool::Outcome;
 const HIDDEN: &str = "[key]";
 /// An upstream's error body is read up to here; more is no error message.
 const ERROR_BODY_LIMIT: usize = 64 * 1024;
-
-/// How long the last word before a reset may take to get out.
-const LAST_WORD: Duration = Duration::from_millis(20);
 
 impl Gateway {
     /// The head for the tenant, and who is to watch the body.
@@ -51,6 +47,7 @@ impl Gateway {
         }
         ctx.answer.watch = watch(head, ctx.routed());
         ctx.refusal = None;
+        ctx.note_for_resumption();
         // Without a session in the client's place nothing is held back.
         let flows = ctx.behind.is_none() || matches!(ctx.answer.watch, Watch::Nothing);
         if flows {
@@ -91,7 +88,7 @@ impl Gateway {
     ) -> Result<()> {
         let now = Instant::now();
         self.check_clocks(ctx, now)?;
-        if ctx.answer.begun && head_is_out(session) {
+        if ctx.answer.begun && ctx.answer.resumption.is_none() && head_is_out(session) {
             // There is no other attempt from here on: a long stream need not hold its question.
             ctx.let_go_of_body();
         }
@@ -131,6 +128,7 @@ impl Gateway {
             }
         };
         let out = if end { self.finish(out, ctx)? } else { out };
+        ctx.give_out(&out);
         *body = Some(out);
         Ok(())
     }
@@ -165,7 +163,7 @@ impl Gateway {
             if progress {
                 ctx.moved(Step::Content, now);
             }
-            return Ok(out);
+            return self.write_down(ctx, out);
         }
         let begun = seen.begun;
         let failed = match &seen.error {
@@ -195,7 +193,8 @@ impl Gateway {
             attempt.chosen.report(Outcome::FirstContent, now);
         }
         ctx.begin_answer();
-        Ok(ctx.answer.prelude.pass(out, true))
+        let out = ctx.answer.prelude.pass(out, true);
+        self.write_down(ctx, out)
     }
 
     /// The upstream says that this was all. Was it?
@@ -228,22 +227,29 @@ impl Gateway {
                 (join(ctx.answer.withheld.finish(), Some(out)), fault)
             }
             Watch::Stream(scanner) => {
-                let out = join(out, scanner.finish());
+                let rest = scanner.finish();
                 let seen = scanner.seen();
                 let fault = match seen.ended {
-                    false if scanner.seen().foreign => Some(FailureClass::Garbage),
+                    false if seen.foreign => Some(FailureClass::Garbage),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };
-                let held = ctx.answer.prelude.finish();
-                (join(held.unwrap_or_default(), Some(out)), fault)
+                let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
+                let rest = self.write_down(ctx, rest)?;
+                (join(out, Some(rest)), fault)
             }
         };
         let Some(fault) = fault else {
+            let held = self.last_written(ctx)?;
             self.succeed(ctx);
-            return Ok(out);
+            return Ok(join(out, held));
         };
         if ctx.answer.begun {
+            if self.resume(ctx, fault) {
+                ctx.owe(out);
+                let error = Error::explain(ErrorType::ConnectionClosed, fault.as_str());
+                return Err(error.into_up());
+            }
             self.failed_after_content(ctx, fault);
             if matches!(ctx.answer.watch, Watch::Stream(_)) {
                 let told = ctx.tell_interruption();
@@ -281,59 +287,6 @@ impl Gateway {
         }
         self.end_attempt(ctx, outcome);
     }
-
-    /// The last word on a request that failed: a refusal if nothing was sent yet, the truth inside
-    /// the stream if something was.
-    pub(super) async fn give_up(
-        &self,
-        session: &mut Session,
-        error: &Error,
-        ctx: &mut Context,
-    ) -> FailToProxy {
-        self.end_attempt(ctx, "failed");
-        let gone = FailToProxy {
-            error_code: 0,
-            can_reuse_downstream: false,
-        };
-        ctx.put_client_back(session);
-        if *error.esource() == ErrorSource::Downstream || ctx.client_left() {
-            ctx.client_gone = true;
-            return gone;
-        }
-        if ctx.answer.begun {
-            if let Some(event) = ctx.tell_interruption() {
-                // Best effort; the connection is closed without a proper end either way.
-                let _ = session.write_response_body(Some(event), false).await;
-                let_out(&session.downstream_session).await;
-            }
-            return gone;
-        }
-        let refusal = ctx.refusal.take().unwrap_or_else(|| {
-            Refusal::new(Code::Internal, "The gateway failed to handle this request.")
-                .detail(error.etype().as_str())
-        });
-        if ctx.answer.opened {
-            // The client was told "200, in a moment": the truth follows as an event, and no end.
-            ctx.answer.status = StatusCode::OK.as_u16();
-            let event = refusal.event(ctx.family, ctx.request_id());
-            ctx.refusal = Some(refusal);
-            let event = Some(Bytes::from(event));
-            let _ = session.write_response_body(event, false).await;
-            let_out(&session.downstream_session).await;
-            return gone;
-        }
-        // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
-        let refusal = Refusal {
-            close: true,
-            ..refusal
-        };
-        let status = refusal.status().as_u16();
-        let told = self.refuse(session, ctx, refusal).await.is_ok();
-        FailToProxy {
-            error_code: if told { status } else { 0 },
-            can_reuse_downstream: false,
-        }
-    }
 }
 
 impl Context {
@@ -352,33 +305,6 @@ impl Context {
             opened,
             ..Answer::default()
         };
-    }
-
-    /// Marks the answer as interrupted; the event that says so, if this is a stream to which
-    /// nobody has said it yet.
-    fn tell_interruption(&mut self) -> Option<Bytes> {
-        self.answer.interrupted = true;
-        let Watch::Stream(scanner) = &mut self.answer.watch else {
-            return None;
-        };
-        let held = scanner.finish();
-        let said = scanner.seen().error.clone();
-        let refusal = Refusal::new(
-            Code::StreamInterrupted,
-            "The answer broke off; what came before this is incomplete.",
-        );
-        // An event that was cut in the middle must not swallow ours.
-        let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
-        let told = said
-            .as_ref()
-            .map(|error| format!("upstream said: kind={:?} code={:?}", error.kind, error.code));
-        let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
-        self.refusal = Some(Refusal { detail, ..refusal });
-        if said.is_some() {
-            // The upstream has told the client itself.
-            return held;
-        }
-        Some(join(held.unwrap_or_default(), Some(Bytes::from(event))))
     }
 }
 
@@ -416,7 +342,7 @@ fn watch(head: &ResponseHeader, routed: Option<&Routed>) -> Watch {
     }
 }
 
-fn shape(surface: &Surface) -> Option<Shape> {
+pub(super) fn shape(surface: &Surface) -> Option<Shape> {
     match surface {
         Surface::Chat { .. } => Some(Shape::Chat),
         Surface::Completions { .. } | Surface::Embeddings => Some(Shape::Completions),
@@ -489,19 +415,11 @@ fn client_fault(status: u16) -> Code {
     }
 }
 
-/// Before a stream is reset: an HTTP/2 reset throws away what is still queued, so the connection's
-/// task gets a moment to send the last word.
-async fn let_out(client: &ServerSession) {
-    if matches!(client, ServerSession::H2(_)) {
-        tokio::time::sleep(LAST_WORD).await;
-    }
-}
-
-fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
+pub(super) fn join(first: Bytes, second: Option<Bytes>) -> Bytes {
     match second {
-        None => first,
         Some(second) if first.is_empty() => second,
-        Some(second) => [first, second].concat().into(),
+        Some(second) if !second.is_empty() => [first, second].concat().into(),
+        Some(_) | None => first,
     }
 }
 

@@ -7,7 +7,7 @@ use super::Gateway;
 use crate::admission::amounts::{Amounts, MOST_TOKENS};
 use crate::admission::estimate::Learned;
 use crate::config::settings::CutCharge;
-use crate::context::{Admitted, Context, Routed, Watch};
+use crate::context::{Admitted, Broken, Context, Names, Routed, Watch};
 use crate::ledger::cost::{Money, cost, saved};
 use crate::ledger::journal::Entry;
 use crate::relay::usage::Usage;
@@ -34,6 +34,27 @@ pub(super) struct Charge {
     pub saved: Money,
 }
 
+impl Charge {
+    /// Both together.
+    fn and(self, other: &Self) -> Self {
+        Self {
+            usage: Usage {
+                prompt: self.usage.prompt + other.usage.prompt,
+                cached: self.usage.cached + other.usage.cached,
+                completion: self.usage.completion + other.usage.completion,
+                reasoning: self.usage.reasoning + other.usage.reasoning,
+            },
+            estimated: self.estimated || other.estimated,
+            cut: other.cut,
+            cost: match (self.cost, other.cost) {
+                (Some(one), Some(other)) => Some(one + other),
+                (one, other) => one.or(other),
+            },
+            saved: self.saved + other.saved,
+        }
+    }
+}
+
 /// What is known of an answer when it has ended.
 #[derive(Debug, Clone, Copy, Default)]
 struct Outcome {
@@ -57,15 +78,52 @@ impl Gateway {
         let mut admitted = ctx.admitted.take()?;
         let charge = self.weigh(ctx, &admitted, sent);
         let now = self.counting.now(&ctx.snapshot.calendar);
+        let broken = std::mem::take(&mut ctx.attempts.broken);
+        let broken: Vec<_> = broken
+            .iter()
+            .map(|it| (&it.names, self.weigh_broken(ctx, &admitted, it)))
+            .collect();
+        let all = broken.iter().map(|(_, charge)| charge).chain(&charge);
+        let sum = all.fold(None, |sum: Option<Charge>, charge| match sum {
+            None => Some(*charge),
+            Some(sum) => Some(sum.and(charge)),
+        });
         if let Some(lease) = admitted.lease.take() {
-            let used = charge.as_ref().map(amounts).unwrap_or_default();
+            let used = sum.as_ref().map(amounts).unwrap_or_default();
             lease.settle(&used, &now);
         }
-        if let Some(charge) = &charge {
-            learn(ctx, &admitted.learned, charge);
-            self.post(ctx, charge, now.wall);
+        for (names, charge) in &broken {
+            self.post(ctx, names, charge, now.wall);
         }
-        charge
+        if let (Some(charge), Some(last)) = (&charge, ctx.attempts.last_names()) {
+            if broken.is_empty() {
+                learn(ctx, &admitted.learned, charge);
+            }
+            self.post(ctx, last, charge, now.wall);
+        }
+        sum
+    }
+
+    /// What an attempt took that broke and was gone on from, by our own count.
+    fn weigh_broken(&self, ctx: &Context, admitted: &Admitted, broken: &Broken) -> Charge {
+        let expected = ctx.routed().map_or(0, |it| it.expected.prompt.tokens);
+        let usage = Usage {
+            prompt: match broken.usage.prompt {
+                0 => admitted.learned.likely_prompt(expected),
+                told => told,
+            },
+            ..broken.usage
+        };
+        let names = &broken.names;
+        let prices = ctx.snapshot.prices.of(&names.upstream, &names.model);
+        let rates = prices.rates_at(admitted.at);
+        Charge {
+            usage,
+            estimated: true,
+            cut: true,
+            cost: rates.map(|rates| cost(rates, &usage)),
+            saved: rates.map_or(Money::ZERO, |rates| saved(rates, &usage)),
+        }
     }
 
     fn weigh(&self, ctx: &Context, admitted: &Admitted, sent: u64) -> Option<Charge> {
@@ -117,8 +175,8 @@ impl Gateway {
         })
     }
 
-    fn post(&self, ctx: &Context, charge: &Charge, wall: i64) {
-        let (Some(routed), Some(last)) = (ctx.routed(), ctx.attempts.last_names()) else {
+    fn post(&self, ctx: &Context, last: &Names, charge: &Charge, wall: i64) {
+        let Some(routed) = ctx.routed() else {
             return;
         };
         let tenant = &routed.identity.tenant.id;

@@ -74,7 +74,8 @@ impl Gateway {
             .request_duration
             .with_label_values(&[surface, model])
             .observe(duration);
-        if let (Some(refusal), true) = (&ctx.refusal, ending != Ending::ClientGone) {
+        let told = ending != Ending::ClientGone && !ctx.answer.degraded;
+        if let (Some(refusal), true) = (&ctx.refusal, told) {
             metrics
                 .refusals
                 .with_label_values(&[surface, refusal.code.as_str()])
@@ -164,6 +165,7 @@ impl Gateway {
             attempts: ctx.attempts.made,
             tries: tries(ctx),
             degraded: ctx.answer.degraded,
+            resumed: ctx.answer.resumption.as_ref().map_or(0, |it| it.made),
             stream: ctx.routed().is_some_and(|routed| routed.stream),
             duration_ms: since_start(now),
             queued_ms: (ctx.attempts.queued > Duration::ZERO).then(|| millis(ctx.attempts.queued)),
@@ -207,6 +209,8 @@ fn tries(ctx: &Context) -> Vec<Tried<'_>> {
 fn ending(ctx: &Context, failed: bool) -> Ending {
     if ctx.client_left() {
         Ending::ClientGone
+    } else if ctx.answer.degraded && ctx.answer.complete {
+        Ending::Complete
     } else if ctx.answer.interrupted {
         Ending::Interrupted
     } else if ctx.client_gone && ctx.answer.status == 0 {

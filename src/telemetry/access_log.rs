@@ -69,6 +69,9 @@ pub struct Line<'a> {
     /// Every attempt in its turn, if there was more than one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tries: Vec<Tried<'a>>,
+    /// How often the stream broke and went on elsewhere.
+    #[serde(skip_serializing_if = "is_none")]
+    pub resumed: u32,
     /// The configured answer went out in place of a model's.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub degraded: bool,
@@ -133,6 +136,10 @@ impl Line<'_> {
             log::info!(target: TARGET, "{line}");
         }
     }
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Milliseconds with three decimals.

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::condition::Condition;
+use super::credit::Funds;
 use super::gate::Reason;
 use super::governor::{Governor, Load};
+use super::latency::Latency;
 use super::transitions::Teller;
 
 /// What the provider says of an account's money holds so long, unless it says it again.
@@ -22,12 +24,14 @@ const BALANCE_HOLDS: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct AccountState {
     pub condition: Condition,
+    pub funds: Funds,
 }
 
 impl AccountState {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
             condition: Condition::new(teller, now),
+            funds: Funds::default(),
         }
     }
 
@@ -49,7 +53,7 @@ impl AccountState {
 
     /// Something is left again: if it was out for that, it is tried again.
     pub fn paid_again(&self, now: Instant) {
-        self.condition.try_now(Reason::Unpaid, Reason::Paid, now);
+        self.condition.try_now(&[Reason::Unpaid], Reason::Paid, now);
     }
 }
 
@@ -60,6 +64,7 @@ pub struct Places {
     /// [`NO_CEILING`] for none.
     configured: AtomicU32,
     pub governor: Governor,
+    pub latency: Latency,
     /// After a 429: the account's other models are not concerned.
     pub rest: Rest,
 }
@@ -73,6 +78,7 @@ impl Places {
             in_flight: AtomicU32::new(0),
             configured: AtomicU32::new(ceiling.unwrap_or(NO_CEILING)),
             governor: Governor::default(),
+            latency: Latency::new(now),
             rest: Rest::new(now),
         }
     }
@@ -164,31 +170,10 @@ impl Rest {
     }
 }
 
-/// What rests, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pause {
-    /// All that the account is asked for.
-    Account(Duration),
-    /// The model that was asked for: that is what the provider limits.
-    Model(Duration),
-}
-
 /// How long a model of an account rests after a 429: as `retry_after` says, else 1 s; at most 60 s.
 pub fn rest_after_429(retry_after: Option<Duration>) -> Duration {
     let pause = retry_after.unwrap_or(Duration::from_secs(1));
     pause.min(Duration::from_secs(60))
-}
-
-/// What rests after an answer with `status` that speaks of the account.
-///
-/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, else
-/// 1 s; at most 60 s). None for any other status: those speak of the endpoint or of the request.
-pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Pause> {
-    match status {
-        429 => Some(Pause::Model(rest_after_429(retry_after))),
-        401..=403 => Some(Pause::Account(Duration::from_secs(30))),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -236,18 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn a_429_rests_the_model_and_what_speaks_of_the_account_the_whole_of_it() {
+    fn a_429_rests_the_model_as_long_as_was_asked_for_within_reason() {
         for (told, rests) in [(None, 1), (Some(0), 0), (Some(7), 7), (Some(3600), 60)] {
-            assert_eq!(
-                pause_after(429, told.map(Duration::from_secs)),
-                Some(Pause::Model(Duration::from_secs(rests)))
-            );
+            let rest = rest_after_429(told.map(Duration::from_secs));
+            assert_eq!(rest, Duration::from_secs(rests));
         }
-        for status in 401..=403 {
-            let pause = pause_after(status, Some(Duration::from_secs(1)));
-            assert_eq!(pause, Some(Pause::Account(Duration::from_secs(30))));
-        }
-        assert!(pause_after(500, None).is_none());
-        assert!(pause_after(400, None).is_none());
     }
 }

@@ -1,8 +1,12 @@
 //! Which account and which endpoint take the next attempt. Pure: numbers in, an index out.
 //!
-//! Accounts: the least loaded relative to its ceiling among those that are awake and below it.
-//! Endpoints: among the best priority that has a healthy one, the least loaded relative to its
-//! weight. Ties go round by `turn`, so that idle peers share evenly.
+//! Lower priorities are tiers: the next one serves when this one is closed, tried or full, and takes
+//! over gradually when most of it is ill (Envoy's overprovisioning factor). Within a tier the
+//! conversation's own account comes first, unless it is hot; else two are drawn by weight and the
+//! one at which first content is the nearer wins, by its latency times the requests before it.
+//! Somebody who comes back is drawn less often: what is empty is not flooded.
+
+use super::affinity::{self, Candidate};
 
 /// What one may be sent at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +31,32 @@ impl Standing {
             },
         }
     }
+
+    fn permille(self) -> u32 {
+        match self {
+            Self::Open { permille } => permille.min(1000),
+            Self::Probe | Self::Closed => 0,
+        }
+    }
 }
 
 /// An account as it looks now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccountView {
+    /// Made of its name.
+    pub seed: u64,
     pub in_flight: u32,
     pub ceiling: Option<u32>,
-    /// As a whole.
-    pub resting: bool,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// At least 1.
+    pub weight: u32,
+    /// To first content, in microseconds; 0 for nothing to go by.
+    pub latency: u64,
+    pub standing: Standing,
     /// It has said that it takes no more for this model for a while.
     pub limited: bool,
-    /// Already tried in this request.
+    /// Already tried in this request, or none that could serve it.
     pub tried: bool,
 }
 
@@ -46,14 +64,27 @@ pub struct AccountView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndpointView {
     pub in_flight: u32,
+    /// Lower is preferred.
     pub priority: u32,
     /// At least 1.
     pub weight: u32,
-    pub healthy: bool,
+    /// To first content, in microseconds; 0 for nothing to go by.
+    pub latency: u64,
+    pub standing: Standing,
     /// It takes no more at the moment.
     pub full: bool,
     /// Already tried in this request.
     pub tried: bool,
+}
+
+/// The account that a conversation belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    pub key: u64,
+    /// Index of its account.
+    pub account: usize,
+    /// An account takes so many percent of its even share before its conversations go elsewhere.
+    pub bound_percent: u32,
 }
 
 /// Why nothing can take the request.
@@ -63,266 +94,274 @@ pub enum NoneLeft {
     Full,
     /// Each one was tried.
     Tried,
+    /// Those that were not tried are closed.
+    Closed,
 }
 
-/// What is better: a resting account, or a place at one that is awake but full?
+/// Can the request wait for an account that is at its limit, until it is asked again?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// There is no waiting: a resting account is better than none.
+    /// There is no waiting: one that is limited is better than none.
     None,
-    /// The request can wait for an account that is awake, if there is one, and for one that is at
-    /// its limit until it is asked again.
     Some,
 }
 
-/// Chooses an account. A resting one is taken only if no other is left: its rest may be over
-/// sooner than we think, and refusing outright helps nobody.
-///
-/// # Errors
-/// If none is left to try.
-pub fn account(
-    accounts: &[AccountView],
-    patience: Patience,
-    turn: usize,
-) -> Result<usize, NoneLeft> {
-    let waited_for = |view: &AccountView| view.limited && patience == Patience::Some;
-    let open = |view: &AccountView| {
+/// A tier counts as whole while more than this share of it is open, in percent: what is left takes
+/// the rest on.
+const OVERPROVISIONED: u64 = 140;
+/// An account with so few requests in flight is not hot.
+const COOL: u32 = 8;
+/// Nor is one whose first content takes no more than this many times that of the best.
+const HOT: u64 = 4;
+/// What is asked of somebody nobody knows anything of, in microseconds, where nobody is known.
+const UNKNOWN: u64 = 1_000;
+
+/// What both kinds look like to those who choose.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    priority: u32,
+    weight: u32,
+    in_flight: u32,
+    ceiling: Option<u32>,
+    latency: u64,
+    standing: Standing,
+    /// It can take the request now.
+    open: bool,
+}
+
+impl From<&AccountView> for Look {
+    fn from(view: &AccountView) -> Self {
         let below = view.ceiling.is_none_or(|ceiling| view.in_flight < ceiling);
-        !view.tried && below && !waited_for(view)
-    };
-    let awake = least(accounts, turn, |view| {
-        (open(view) && !view.resting && !view.limited).then(|| account_load(view))
-    });
-    if let Some(awake) = awake {
-        return Ok(awake);
-    }
-    let worth_waiting = |view: &AccountView| !view.tried && !view.resting;
-    if patience == Patience::Some && accounts.iter().any(worth_waiting) {
-        return Err(NoneLeft::Full);
-    }
-    let resting = least(accounts, turn, |view| {
-        open(view).then(|| account_load(view))
-    });
-    resting.ok_or_else(|| {
-        if accounts.iter().all(|view| view.tried) {
-            NoneLeft::Tried
-        } else {
-            NoneLeft::Full
+        Self {
+            priority: view.priority,
+            weight: view.weight.max(1),
+            in_flight: view.in_flight,
+            ceiling: view.ceiling,
+            latency: view.latency,
+            standing: view.standing,
+            open: !view.tried && below && view.standing != Standing::Closed,
         }
-    })
+    }
 }
 
-/// Chooses an endpoint. One of a lower priority serves when the better ones are ill or full. If
-/// none that is left is healthy, an unhealthy one of the best priority gets the chance.
+impl From<&EndpointView> for Look {
+    fn from(view: &EndpointView) -> Self {
+        Self {
+            priority: view.priority,
+            weight: view.weight.max(1),
+            in_flight: view.in_flight,
+            ceiling: None,
+            latency: view.latency,
+            standing: view.standing,
+            open: !view.tried && !view.full && view.standing != Standing::Closed,
+        }
+    }
+}
+
+/// Chooses an account.
 ///
 /// # Errors
-/// If none is left to try, or those that could serve are full.
-pub fn endpoint(endpoints: &[EndpointView], turn: usize) -> Result<usize, NoneLeft> {
-    for need_health in [true, false] {
-        let usable = |view: &EndpointView| !view.tried && (view.healthy || !need_health);
-        if !endpoints.iter().any(usable) {
-            continue;
+/// If none is left to try, none may be asked, or those that could serve are full.
+pub fn account(
+    views: &[AccountView],
+    home: Option<Home>,
+    patience: Patience,
+    random: u64,
+) -> Result<usize, NoneLeft> {
+    let awake = |index: usize| {
+        let view = views.get(index)?;
+        let look = Look::from(view);
+        (look.open && !view.limited).then_some(look)
+    };
+    let whole = views.iter().map(Look::from);
+    let tier = tier(whole.clone(), awake, random);
+    if let Some(tier) = tier {
+        let of_tier = |index| awake(index).filter(|look| look.priority == tier);
+        let chosen = probe(views.len(), of_tier)
+            .or_else(|| at_home(views, home?, of_tier, random))
+            .or_else(|| draw(views.len(), of_tier, random));
+        if let Some(chosen) = chosen {
+            return Ok(chosen);
         }
-        let open = |view: &EndpointView| usable(view) && !view.full;
-        let best = endpoints
-            .iter()
-            .filter(|view| open(view))
-            .map(|view| view.priority)
-            .min();
-        let least = least(endpoints, turn, |view| {
-            (open(view) && best == Some(view.priority)).then(|| ratio(view.in_flight, view.weight))
-        });
-        return least.ok_or(NoneLeft::Full);
     }
-    Err(NoneLeft::Tried)
+    if patience == Patience::None {
+        // It may be asked sooner than it said, and refusing outright helps nobody.
+        let limited = |index: usize| views.get(index).map(Look::from).filter(|look| look.open);
+        if let Some(limited) = draw(views.len(), limited, random) {
+            return Ok(limited);
+        }
+    }
+    let left = || views.iter().filter(|view| !view.tried);
+    match left().next() {
+        None => Err(NoneLeft::Tried),
+        Some(_) if left().all(|view| view.standing == Standing::Closed) => Err(NoneLeft::Closed),
+        Some(_) => Err(NoneLeft::Full),
+    }
 }
 
-fn account_load(view: &AccountView) -> u64 {
-    ratio(view.in_flight, view.ceiling.unwrap_or(1_000))
+/// Chooses an endpoint.
+///
+/// # Errors
+/// If none is left to try, none may be asked, or those that could serve are full.
+pub fn endpoint(views: &[EndpointView], random: u64) -> Result<usize, NoneLeft> {
+    let open = |index: usize| {
+        let look = views.get(index).map(Look::from)?;
+        look.open.then_some(look)
+    };
+    if let Some(tier) = tier(views.iter().map(Look::from), open, random) {
+        let of_tier = |index| open(index).filter(|look| look.priority == tier);
+        let chosen = probe(views.len(), of_tier).or_else(|| draw(views.len(), of_tier, random));
+        if let Some(chosen) = chosen {
+            return Ok(chosen);
+        }
+    }
+    let left = || views.iter().filter(|view| !view.tried);
+    match left().next() {
+        None => Err(NoneLeft::Tried),
+        Some(_) if left().all(|view| view.standing == Standing::Closed) => Err(NoneLeft::Closed),
+        Some(_) => Err(NoneLeft::Full),
+    }
 }
 
-/// `load / share` as a whole number fine enough to compare.
-fn ratio(load: u32, share: u32) -> u64 {
-    (u64::from(load) << 20) / u64::from(share.max(1))
+/// The priority that serves: the best that can, or a later one in place of what of it is ill.
+fn tier(
+    all: impl Iterator<Item = Look> + Clone,
+    open: impl Fn(usize) -> Option<Look>,
+    random: u64,
+) -> Option<u32> {
+    let count = all.clone().count();
+    let best = |above: Option<u32>| {
+        let priorities = (0..count).filter_map(|index| Some(open(index)?.priority));
+        priorities
+            .filter(|priority| above.is_none_or(|above| *priority > above))
+            .min()
+    };
+    let first = best(None)?;
+    let Some(next) = best(Some(first)) else {
+        return Some(first);
+    };
+    let members = || all.clone().filter(|look| look.priority == first);
+    let weight: u64 = members().map(|look| u64::from(look.weight) * 1000).sum();
+    let healthy: u64 = members()
+        .map(|look| u64::from(look.weight) * u64::from(look.standing.permille()))
+        .sum();
+    // In parts of a thousand, of what it would take whole.
+    let share = healthy * OVERPROVISIONED * 10 / weight.max(1);
+    let drawn = affinity::mix(random ^ 0x7469_6572) % 1000;
+    Some(if drawn < share { first } else { next })
 }
 
-/// The index with the least load; of equals, the first at or after `turn`.
-fn least<T>(items: &[T], turn: usize, load: impl Fn(&T) -> Option<u64>) -> Option<usize> {
-    let count = items.len();
-    let start = turn.checked_rem(count)?;
-    items
-        .iter()
-        .enumerate()
-        .filter_map(|(index, item)| {
-            load(item).map(|load| (load, (index + count - start) % count, index))
+/// Somebody who may be asked how it is. Another answers if it is not well.
+fn probe(count: usize, open: impl Fn(usize) -> Option<Look>) -> Option<usize> {
+    (0..count).find(|index| open(*index).is_some_and(|look| look.standing == Standing::Probe))
+}
+
+/// The conversation's own account, or the next in its own order while that is hot or ill.
+fn at_home(
+    views: &[AccountView],
+    home: Home,
+    open: impl Fn(usize) -> Option<Look>,
+    random: u64,
+) -> Option<usize> {
+    let total: u64 = views.iter().map(|view| u64::from(view.in_flight)).sum();
+    let weights: u64 = (0..views.len())
+        .filter_map(|index| Some(u64::from(open(index)?.weight)))
+        .sum();
+    let best = (0..views.len())
+        .filter_map(|index| Some(open(index)?.latency))
+        .filter(|latency| *latency > 0)
+        .min();
+    let takes = |index: usize| {
+        let look = open(index)?;
+        let share = u64::from(home.bound_percent) * (total + 1) * u64::from(look.weight);
+        let bound = share.div_ceil(weights.max(1) * 100).max(u64::from(COOL));
+        let cool = look.in_flight < COOL
+            || best.is_none_or(|best| look.latency <= best.saturating_mul(HOT));
+        let there = is_drawn(look, index, random);
+        (u64::from(look.in_flight) < bound && cool && there).then_some(index)
+    };
+    let next = || {
+        let others = (0..views.len()).filter(|index| *index != home.account);
+        let scored = others.filter_map(|index| {
+            let view = views.get(takes(index)?)?;
+            let candidate = Candidate {
+                seed: view.seed,
+                weight: view.weight,
+            };
+            Some((index, affinity::score(home.key, candidate)))
+        });
+        let best = scored.max_by(|one, other| one.1.total_cmp(&other.1));
+        best.map(|(index, _)| index)
+    };
+    takes(home.account).or_else(next)
+}
+
+/// Who is coming back is there for its share of the requests only.
+fn is_drawn(look: Look, index: usize, random: u64) -> bool {
+    let draw = affinity::mix(random.wrapping_add(index as u64)) % 1000;
+    draw < u64::from(look.standing.permille())
+}
+
+/// The better of two that are drawn by weight.
+fn draw(count: usize, open: impl Fn(usize) -> Option<Look>, random: u64) -> Option<usize> {
+    let there = |index: usize| open(index).filter(|look| is_drawn(*look, index, random));
+    let nobody = (0..count).all(|index| there(index).is_none());
+    // Nobody drawn, but somebody there: better than nobody.
+    let there = |index: usize| if nobody { open(index) } else { there(index) };
+    let weights = || (0..count).filter_map(|index| Some((index, u64::from(there(index)?.weight))));
+    let total: u64 = weights().map(|(_, weight)| weight).sum();
+    let pick = |without: Option<(usize, u64)>, random: u64| {
+        let total = total - without.map_or(0, |(_, weight)| weight);
+        let mut at = random.checked_rem(total)?;
+        let mut left = weights().filter(|(index, _)| without.is_none_or(|(it, _)| it != *index));
+        left.find(|(_, weight)| match at.checked_sub(*weight) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
         })
-        .min()
-        .map(|(_, _, index)| index)
+    };
+    let first = pick(None, affinity::mix(random ^ 1))?;
+    let Some(second) = pick(Some(first), affinity::mix(random ^ 2)) else {
+        return Some(first.0);
+    };
+    let usual = usual((0..count).filter_map(&open));
+    let cost = |(index, _): (usize, u64)| open(index).map(|look| cost(look, usual));
+    let better = cost(second)? < cost(first)?;
+    Some(if better { second.0 } else { first.0 })
+}
+
+/// The mean of the latencies that are known: what somebody unknown is taken for.
+fn usual(looks: impl Iterator<Item = Look>) -> u64 {
+    let known = looks
+        .map(|look| look.latency)
+        .filter(|latency| *latency > 0);
+    let (sum, count) = known.fold((0u64, 0u64), |(sum, count), latency| {
+        (sum.saturating_add(latency), count + 1)
+    });
+    sum.checked_div(count).unwrap_or(UNKNOWN).max(1)
+}
+
+/// How long first content would be waited for, relatively: latency × those before it, and dearer the
+/// nearer its ceiling is.
+fn cost(look: Look, usual: u64) -> u128 {
+    let latency = u128::from(if look.latency == 0 {
+        usual
+    } else {
+        look.latency
+    });
+    // Idle ones are equal: who was drawn first, by weight, has it.
+    let before = u128::from(look.in_flight) * 1_000 / u128::from(look.weight.max(1)) + 1_000;
+    let cost = latency * before;
+    match look.ceiling {
+        None => cost,
+        Some(ceiling) => {
+            let room = ceiling.saturating_sub(look.in_flight).max(1);
+            cost * u128::from(ceiling.max(1)) / u128::from(room)
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn acc(in_flight: u32, ceiling: Option<u32>) -> AccountView {
-        AccountView {
-            in_flight,
-            ceiling,
-            resting: false,
-            limited: false,
-            tried: false,
-        }
-    }
-
-    fn end(in_flight: u32, priority: u32, healthy: bool) -> EndpointView {
-        EndpointView {
-            in_flight,
-            priority,
-            weight: 1,
-            healthy,
-            full: false,
-            tried: false,
-        }
-    }
-
-    #[test]
-    fn the_account_with_most_room_wins() {
-        assert_eq!(
-            account(
-                &[acc(10, Some(100)), acc(10, Some(2500))],
-                Patience::None,
-                0
-            ),
-            Ok(1)
-        );
-        assert_eq!(
-            account(&[acc(3, None), acc(2, None)], Patience::None, 0),
-            Ok(1)
-        );
-    }
-
-    #[test]
-    fn a_full_account_is_passed_over_and_all_full_is_told_from_all_tried() {
-        assert_eq!(
-            account(&[acc(2, Some(2)), acc(1, Some(2))], Patience::None, 0),
-            Ok(1)
-        );
-        assert_eq!(
-            account(&[acc(2, Some(2))], Patience::None, 0),
-            Err(NoneLeft::Full)
-        );
-        assert_eq!(
-            account(
-                &[AccountView {
-                    tried: true,
-                    ..acc(0, None)
-                }],
-                Patience::None,
-                0
-            ),
-            Err(NoneLeft::Tried)
-        );
-        assert_eq!(account(&[], Patience::None, 3), Err(NoneLeft::Tried));
-    }
-
-    #[test]
-    fn a_resting_account_is_the_last_resort() {
-        let resting = AccountView {
-            resting: true,
-            ..acc(0, None)
-        };
-        assert_eq!(account(&[resting, acc(50, None)], Patience::None, 0), Ok(1));
-        assert_eq!(account(&[resting], Patience::None, 0), Ok(0));
-    }
-
-    #[test]
-    fn whoever_can_wait_waits_for_an_account_that_is_awake() {
-        let resting = AccountView {
-            resting: true,
-            ..acc(0, None)
-        };
-        let full = acc(2, Some(2));
-        assert_eq!(account(&[resting, full], Patience::None, 0), Ok(0));
-        assert_eq!(
-            account(&[resting, full], Patience::Some, 0),
-            Err(NoneLeft::Full)
-        );
-        let tried = AccountView {
-            tried: true,
-            ..full
-        };
-        assert_eq!(account(&[resting, tried], Patience::Some, 0), Ok(0));
-    }
-
-    #[test]
-    fn whoever_can_wait_waits_for_an_account_at_its_limit_to_have_rested() {
-        let limited = AccountView {
-            limited: true,
-            ..acc(0, None)
-        };
-        let resting = AccountView {
-            resting: true,
-            ..acc(0, None)
-        };
-        assert_eq!(account(&[limited, acc(9, None)], Patience::Some, 0), Ok(1));
-        assert_eq!(account(&[limited], Patience::None, 0), Ok(0));
-        for others in [vec![limited], vec![limited, resting]] {
-            assert_eq!(account(&others, Patience::Some, 0), Err(NoneLeft::Full));
-        }
-        let tried = AccountView {
-            tried: true,
-            ..limited
-        };
-        assert_eq!(account(&[tried], Patience::Some, 0), Err(NoneLeft::Tried));
-    }
-
-    #[test]
-    fn a_full_endpoint_hands_over_to_a_healthy_one_only() {
-        let full = |priority| EndpointView {
-            full: true,
-            ..end(5, priority, true)
-        };
-        assert_eq!(endpoint(&[full(0), end(9, 1, true)], 0), Ok(1));
-        assert_eq!(endpoint(&[full(0), full(1)], 0), Err(NoneLeft::Full));
-        assert_eq!(
-            endpoint(&[full(0), end(0, 0, false)], 0),
-            Err(NoneLeft::Full)
-        );
-    }
-
-    #[test]
-    fn equals_take_turns() {
-        let idle = [acc(0, None); 3];
-        let order: Vec<_> = (0..6)
-            .map(|turn| account(&idle, Patience::None, turn).unwrap())
-            .collect();
-        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
-    }
-
-    #[test]
-    fn a_lower_priority_serves_only_when_the_best_is_ill() {
-        assert_eq!(endpoint(&[end(90, 0, true), end(0, 1, true)], 0), Ok(0));
-        assert_eq!(endpoint(&[end(0, 0, false), end(9, 1, true)], 0), Ok(1));
-        assert_eq!(endpoint(&[end(0, 0, false), end(0, 1, false)], 0), Ok(0));
-    }
-
-    #[test]
-    fn load_is_shared_by_weight() {
-        let heavy = EndpointView {
-            weight: 3,
-            ..end(2, 0, true)
-        };
-        assert_eq!(endpoint(&[end(1, 0, true), heavy], 0), Ok(1));
-        assert_eq!(
-            endpoint(
-                &[EndpointView {
-                    tried: true,
-                    ..heavy
-                }],
-                0
-            ),
-            Err(NoneLeft::Tried)
-        );
-        assert_eq!(endpoint(&[], 0), Err(NoneLeft::Tried));
-    }
-}
+mod tests;

@@ -1,18 +1,36 @@
 //! Whether an endpoint is asked for one model at all: open while too many attempts fail, whoever
 //! pays for them, and closed again after a few have succeeded. Pure; [`shared`] is what requests see.
+//!
+//! Where nearly all the failures are one tenant's, it opens for that tenant alone: what somebody
+//! asks for can fail everywhere, and is no reason to refuse the others.
 
 mod shared;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::balance::Standing;
 use super::gate::{FULL_SHARE, Pass, Reason, jittered};
 use super::window::Window;
-use crate::config::settings::Breaker as Rules;
-pub use shared::SharedBreaker;
+use crate::config::settings::{Breaker as Rules, TenantId};
+pub use shared::{SharedBreaker, Shown};
 
 /// See [`super::gate`]: what is said while nobody can tell when the next may go.
 const PROBE_TIME: Duration = Duration::from_secs(1);
+/// Failures of one tenant, less all others, are at least one in so many: three quarters are its.
+const MOSTLY: u32 = 2;
+
+/// Whose request it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller(u64);
+
+impl Caller {
+    pub fn of(tenant: &TenantId) -> Self {
+        let mut hasher = DefaultHasher::new();
+        tenant.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -36,11 +54,45 @@ impl State {
     }
 }
 
+/// How a request has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// `None` if nobody knows.
+    pub caller: Option<Caller>,
+    pub good: bool,
+}
+
 /// A change of state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     pub to: State,
     pub reason: Reason,
+}
+
+/// Whoever most failures are of, if there is one: found by a majority vote.
+#[derive(Debug, Clone, Copy, Default)]
+struct Suspect {
+    who: Option<Caller>,
+    /// Failures of theirs, less those of others.
+    votes: u32,
+}
+
+impl Suspect {
+    fn failed(&mut self, caller: Option<Caller>) {
+        if self.votes == 0 {
+            self.who = caller;
+        }
+        self.votes = match self.who == caller {
+            true => self.votes.saturating_add(1),
+            false => self.votes.saturating_sub(1),
+        };
+    }
+
+    /// Who has nearly all of so many failures.
+    fn to_blame(self, failures: u32) -> Option<Caller> {
+        let mostly = self.votes.saturating_mul(MOSTLY) >= failures;
+        self.who.filter(|_| mostly)
+    }
 }
 
 /// One endpoint's, for one model.
@@ -49,6 +101,9 @@ pub struct Breaker {
     state: State,
     since: Instant,
     window: Window,
+    /// It is open, or half open, for this one alone.
+    only: Option<Caller>,
+    suspect: Suspect,
     /// Counts the times it opened: whoever was let through before says nothing of after.
     serial: u32,
     probing: u32,
@@ -60,6 +115,8 @@ impl Breaker {
             state: State::Closed,
             since: now,
             window: Window::new(now),
+            only: None,
+            suspect: Suspect::default(),
             serial: 0,
             probing: 0,
         }
@@ -74,12 +131,24 @@ impl Breaker {
         self.since
     }
 
+    /// Is it open, or half open, for one tenant alone?
+    pub fn is_for_one(&self) -> bool {
+        self.only.is_some()
+    }
+
+    /// Does its state concern this caller?
+    pub fn concerns(&self, caller: Option<Caller>) -> bool {
+        self.only.is_none() || self.only == caller
+    }
+
     /// What may be sent through now.
-    pub fn standing(&self, now: Instant, rules: &Rules) -> Standing {
+    pub fn standing(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Standing {
+        let full = Standing::Open {
+            permille: FULL_SHARE,
+        };
         match self.state {
-            State::Closed => Standing::Open {
-                permille: FULL_SHARE,
-            },
+            _ if !self.concerns(caller) => full,
+            State::Closed => full,
             State::Open { until } if until > now => Standing::Closed,
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => Standing::Closed,
             State::Open { .. } | State::HalfOpen { .. } => Standing::Probe,
@@ -87,8 +156,9 @@ impl Breaker {
     }
 
     /// How long until something may be sent through.
-    pub fn opens_in(&self, now: Instant, rules: &Rules) -> Duration {
+    pub fn opens_in(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Duration {
         match self.state {
+            _ if !self.concerns(caller) => Duration::ZERO,
             State::Open { until } => until.saturating_duration_since(now),
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => PROBE_TIME,
             State::Closed | State::HalfOpen { .. } => Duration::ZERO,
@@ -106,8 +176,9 @@ impl Breaker {
     }
 
     /// Lets a request through; `None` if it may not. To be called after [`Breaker::advance`].
-    pub fn admit(&mut self, rules: &Rules) -> Option<Pass> {
+    pub fn admit(&mut self, caller: Option<Caller>, rules: &Rules) -> Option<Pass> {
         let probe = match self.state {
+            _ if !self.concerns(caller) => false,
             State::Closed => false,
             State::Open { .. } => return None,
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => return None,
@@ -133,23 +204,21 @@ impl Breaker {
     pub fn record(
         &mut self,
         pass: Pass,
-        good: bool,
+        ended: Ended,
         now: Instant,
         rules: &Rules,
         seed: u64,
     ) -> Option<Change> {
+        let Ended { caller, good } = ended;
+        if !self.concerns(caller) {
+            return self.count(ended, now, rules, seed);
+        }
         if !self.is_current(pass) {
             return None;
         }
         self.give_back(pass);
         match self.state {
-            State::Closed => {
-                self.window.record(good, now, rules.window);
-                let tally = self.window.tally(now);
-                let much = tally.total() >= rules.min_requests.max(1);
-                let ill = !good && much && tally.is_above(rules.error_percent);
-                ill.then(|| self.open(Reason::Errors, now, rules, seed))
-            }
+            State::Closed => self.count(ended, now, rules, seed),
             State::HalfOpen { .. } if !good => Some(self.open(Reason::Probe, now, rules, seed)),
             // It has counted already, by its first content.
             State::HalfOpen { .. } if !pass.is_probe() => None,
@@ -159,21 +228,47 @@ impl Breaker {
                     self.state = State::HalfOpen { succeeded };
                     return None;
                 }
-                self.window.forget();
+                self.only = None;
                 Some(self.become_state(State::Closed, Reason::Probe, now))
             }
             State::Open { .. } => None,
         }
     }
 
+    /// An outcome of somebody for whom it is closed.
+    fn count(&mut self, ended: Ended, now: Instant, rules: &Rules, seed: u64) -> Option<Change> {
+        self.window.record(ended.good, now, rules.window);
+        if ended.good {
+            return None;
+        }
+        let tally = self.window.tally(now);
+        if tally.bad <= 1 {
+            self.suspect = Suspect::default();
+        }
+        self.suspect.failed(ended.caller);
+        let much = tally.total() >= rules.min_requests.max(1);
+        if !much || !tally.is_above(rules.error_percent) {
+            return None;
+        }
+        // If it is open for one already, it is not that one's doing.
+        self.only = match self.state {
+            State::Closed => self.suspect.to_blame(tally.bad),
+            State::Open { .. } | State::HalfOpen { .. } => None,
+        };
+        Some(self.open(Reason::Errors, now, rules, seed))
+    }
+
     /// The failures were somebody else's.
     pub fn forgive(&mut self) {
         self.window.forgive();
+        self.suspect = Suspect::default();
     }
 
     fn open(&mut self, reason: Reason, now: Instant, rules: &Rules, seed: u64) -> Change {
         self.serial = self.serial.wrapping_add(1);
         self.probing = 0;
+        self.window.forget();
+        self.suspect = Suspect::default();
         let until = now + jittered(rules.open, seed);
         self.become_state(State::Open { until }, reason, now)
     }
@@ -186,126 +281,4 @@ impl Breaker {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-    /// Neither shorter nor longer.
-    const EVEN: u64 = 200;
-
-    fn rules() -> Rules {
-        Rules::default()
-    }
-
-    /// Sends one through.
-    fn send(breaker: &mut Breaker, good: bool, now: Instant) -> Option<Change> {
-        breaker.advance(now);
-        let pass = breaker.admit(&rules()).unwrap();
-        breaker.record(pass, good, now, &rules(), EVEN)
-    }
-
-    fn opened(now: Instant) -> Breaker {
-        let mut breaker = Breaker::new(now);
-        for _ in 0..20 {
-            send(&mut breaker, false, now);
-            if breaker.state() != State::Closed {
-                break;
-            }
-        }
-        assert!(matches!(breaker.state(), State::Open { .. }));
-        breaker
-    }
-
-    #[test]
-    fn it_opens_above_the_share_once_enough_was_seen() {
-        let now = Instant::now();
-        let mut breaker = Breaker::new(now);
-        for index in 0..21 {
-            assert_eq!(send(&mut breaker, index % 2 == 0, now), None);
-        }
-        assert_eq!(send(&mut breaker, false, now), None);
-        let change = send(&mut breaker, false, now).unwrap();
-        assert_eq!(change.reason, Reason::Errors);
-        assert!(breaker.admit(&rules()).is_none());
-        assert_eq!(breaker.opens_in(now, &rules()), 5 * SECOND);
-    }
-
-    #[test]
-    fn it_closes_after_as_many_successes_as_it_lets_through() {
-        let now = Instant::now();
-        let mut breaker = opened(now);
-        let later = now + 5 * SECOND;
-        assert_eq!(
-            breaker.advance(later).map(|it| it.to.as_str()),
-            Some("half_open")
-        );
-        let passes = [(); 3].map(|()| breaker.admit(&rules()).unwrap());
-        assert!(breaker.admit(&rules()).is_none());
-        let [first, second, third] = passes;
-        assert_eq!(breaker.record(first, true, later, &rules(), EVEN), None);
-        assert_eq!(breaker.record(second, true, later, &rules(), EVEN), None);
-        let closed = breaker.record(third, true, later, &rules(), EVEN);
-        assert_eq!(closed.map(|it| it.to), Some(State::Closed));
-        // What it opened for is forgotten.
-        assert_eq!(send(&mut breaker, false, later), None);
-    }
-
-    #[test]
-    fn one_failure_opens_it_again_and_the_others_that_were_let_through_no_longer_count() {
-        let now = Instant::now();
-        let mut breaker = opened(now);
-        let later = now + 5 * SECOND;
-        breaker.advance(later);
-        let [first, second, third] = [(); 3].map(|()| breaker.admit(&rules()).unwrap());
-        breaker.give_back(first);
-        let again = breaker
-            .record(second, false, later, &rules(), EVEN)
-            .unwrap();
-        assert_eq!(again.reason, Reason::Probe);
-        assert_eq!(breaker.record(third, true, later, &rules(), EVEN), None);
-        assert!(matches!(breaker.state(), State::Open { .. }));
-    }
-
-    proptest! {
-        /// Closed, open, half open, and from there to either: never another way.
-        #[test]
-        fn no_state_is_skipped(
-            script in prop::collection::vec((0u8..4, 0usize..6, 0u64..4_000), 1..300),
-            seed: u64,
-        ) {
-            let mut now = Instant::now();
-            let mut breaker = Breaker::new(now);
-            let mut under_way: Vec<Pass> = Vec::new();
-            let rules = Rules { min_requests: 3, ..rules() };
-            for (what, index, millis) in script {
-                let before = breaker.state().as_str();
-                match what {
-                    0 => {
-                        now += Duration::from_millis(millis);
-                        breaker.advance(now);
-                    }
-                    1 => under_way.extend(breaker.admit(&rules)),
-                    2 if index < under_way.len() => {
-                        breaker.give_back(under_way.swap_remove(index));
-                    }
-                    _ if index < under_way.len() => {
-                        let pass = under_way.swap_remove(index);
-                        let change = breaker.record(pass, millis % 3 == 0, now, &rules, seed);
-                        prop_assert_eq!(change.is_some(), before != breaker.state().as_str());
-                    }
-                    _ => {}
-                }
-                let after = breaker.state().as_str();
-                prop_assert!(before == after || matches!(
-                    (before, after),
-                    ("closed", "open") | ("open", "half_open")
-                        | ("half_open", "open") | ("half_open", "closed")
-                ));
-                let current = |pass: &&Pass| pass.is_probe() && pass.serial() == breaker.serial;
-                prop_assert!(under_way.iter().filter(current).count() <= 3);
-            }
-        }
-    }
-}
+mod tests;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::account::{AccountLease, rest_after_429};
-use super::breaker::SharedBreaker;
+use super::breaker::{Caller, Ended, SharedBreaker};
 use super::condition::{After, Condition, Verdict};
 use super::endpoint::{EndpointLease, Heard};
 use super::gate::{Pass, Reason};
-use super::lane::Lane;
+use super::lane::{Lane, Wish};
+use super::latency::Latency;
 use super::pool::EndpointSlot;
 use super::queue::Release;
 use crate::config::settings::{Breaker, FailureClass};
@@ -162,6 +163,9 @@ pub(super) struct Passes {
     began: Instant,
     /// First content is watched for, and has not come.
     awaited: bool,
+    /// So far as choosing goes by it.
+    timed: bool,
+    caller: Option<Caller>,
     of_account: Option<Pass>,
     of_endpoint: Option<Pass>,
     of_breaker: Option<Pass>,
@@ -173,15 +177,18 @@ impl Passes {
         lane: &Arc<Lane>,
         account: usize,
         endpoint: usize,
-        streamed: bool,
+        wish: &Wish,
         now: Instant,
     ) -> Option<Self> {
+        let (streamed, caller) = (wish.streamed, wish.caller);
         let mut passes = Self {
             lane: lane.clone(),
             account,
             endpoint,
             began: now,
             awaited: streamed,
+            timed: false,
+            caller,
             of_account: None,
             of_endpoint: None,
             of_breaker: None,
@@ -194,12 +201,26 @@ impl Passes {
                 .admit(streamed, now, pool.watch().terms)?,
         );
         if let Some((breaker, rules)) = passes.breaker() {
-            passes.of_breaker = Some(breaker.admit(now, rules)?);
+            passes.of_breaker = Some(breaker.admit(caller, now, rules)?);
         }
         let account = pool.accounts.get(account)?;
         let admitted = account.state.condition.admit(streamed, now, pool.terms)?;
         passes.of_account = Some(admitted);
+        passes.timed = streamed;
+        if streamed {
+            passes.latencies().for_each(|latency| latency.began(now));
+        }
         Some(passes)
+    }
+
+    /// Of the account's model and of the endpoint.
+    fn latencies(&self) -> impl Iterator<Item = &Latency> {
+        let place = self.lane.places.get(self.account);
+        let slot = self.lane.pool.endpoints.get(self.endpoint);
+        let of_place = place.map(|place| &place.latency);
+        of_place
+            .into_iter()
+            .chain(slot.map(|slot| &slot.state.latency))
     }
 
     fn all(&self) -> impl Iterator<Item = Pass> {
@@ -225,18 +246,38 @@ impl Passes {
         let pool = &self.lane.pool;
         let took = now.saturating_duration_since(self.began);
         self.lane.first_content(self.account, took, self.began, now);
+        let timed = std::mem::take(&mut self.timed).then_some(took);
         let took = self.awaited.then_some(took);
+        // Only of a probe: of others, one says nothing.
+        let watched = |pass: Pass| took.filter(|_| pass.is_probe());
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
-            account.first_content(pass, took, now, pool.terms);
+            let slow = watched(pass).is_some_and(|it| pool.is_slow_account(self.account, it, now));
+            if pass.is_probe()
+                && !slow
+                && let Some(place) = self.lane.places.get(self.account)
+            {
+                place.latency.forget();
+            }
+            account.first_content(pass, took, slow, now, pool.terms);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
-            let condition = &slot.state.condition;
-            condition.first_content(pass, took, now, pool.watch().terms);
+            let slow = watched(pass);
+            let slow = slow.is_some_and(|it| pool.is_slow_endpoint(self.endpoint, it, now));
+            if pass.is_probe() && !slow {
+                slot.state.latency.forget();
+            }
+            let (condition, terms) = (&slot.state.condition, pool.watch().terms);
+            condition.first_content(pass, took, slow, now, terms);
+        }
+        if let Some(took) = timed {
+            let latencies = self.latencies();
+            latencies.for_each(|latency| latency.first_content(took, now));
         }
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()
         {
-            breaker.record(pass, true, now, rules);
+            let caller = self.caller;
+            breaker.record(pass, Ended { caller, good: true }, now, rules);
         }
         self.awaited = false;
         for pass in [
@@ -307,7 +348,7 @@ impl Passes {
         late(self.account(), self.of_account)
             || late(endpoint, self.of_endpoint)
             || (self.breaker().zip(self.of_breaker))
-                .is_some_and(|((breaker, _), pass)| breaker.is_late(pass))
+                .is_some_and(|((breaker, _), pass)| breaker.is_late(pass, self.caller))
     }
 
     /// True if it opened.
@@ -316,7 +357,10 @@ impl Passes {
             return false;
         };
         match good {
-            Some(good) => breaker.record(pass, good, now, rules),
+            Some(good) => {
+                let caller = self.caller;
+                breaker.record(pass, Ended { caller, good }, now, rules)
+            }
             None => {
                 breaker.give_back(pass);
                 false
@@ -342,6 +386,9 @@ impl Passes {
 
 impl Drop for Passes {
     fn drop(&mut self) {
+        if self.timed {
+            self.latencies().for_each(Latency::ended_without);
+        }
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
             account.give_back(pass, self.awaited);
         }

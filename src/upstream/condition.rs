@@ -4,7 +4,7 @@
 //! One short lock for each attempt and outcome; whoever only looks at one that is plainly well takes
 //! none.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -20,6 +20,8 @@ use crate::config::settings::Outlier;
 
 /// What is left to one that is strained, in thousandths.
 const STRAINED_SHARE: u32 = 500;
+/// One that is strained stays so for a while, or it would change with every outcome.
+const STRAIN_LASTS: Duration = Duration::from_secs(5);
 
 /// What the end of an attempt says of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct Condition {
     plain: AtomicBool,
     inner: Mutex<Inner>,
     teller: Teller,
+    /// Of what it is configured with; 0 for not yet.
+    fingerprint: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,7 @@ struct Inner {
     pace: Pace,
     /// Since when.
     drained: Option<Instant>,
-    strained: Option<Instant>,
+    strained: Option<(Instant, Reason)>,
 }
 
 impl Condition {
@@ -88,6 +92,17 @@ impl Condition {
                 strained: None,
             }),
             teller,
+            fingerprint: AtomicU64::new(0),
+        }
+    }
+
+    /// It is configured with what has this fingerprint. If that is another than before, and it is
+    /// out for what that may have mended, it is tried again at once.
+    pub fn configure(&self, fingerprint: u64, mends: &[Reason], now: Instant) {
+        let fingerprint = fingerprint.max(1);
+        let before = self.fingerprint.swap(fingerprint, Ordering::AcqRel);
+        if before != 0 && before != fingerprint {
+            self.try_now(mends, Reason::Operator, now);
         }
     }
 
@@ -134,8 +149,16 @@ impl Condition {
         Some(pass)
     }
 
-    /// The request that was let through shows first content; `took` if it was awaited.
-    pub fn first_content(&self, pass: Pass, took: Option<Duration>, now: Instant, terms: Terms) {
+    /// The request that was let through shows first content; `took` if it was awaited. Is it `slow`
+    /// beside the peers, a probe has failed.
+    pub fn first_content(
+        &self,
+        pass: Pass,
+        took: Option<Duration>,
+        slow: bool,
+        now: Instant,
+        terms: Terms,
+    ) {
         if took.is_none() && !pass.is_probe() {
             return;
         }
@@ -143,7 +166,11 @@ impl Condition {
         if let Some(took) = took {
             inner.pace.first_content(took, now);
         }
-        if let Some(change) = inner.gate.succeeded(pass, now, terms) {
+        let change = match slow {
+            true => inner.gate.failed(pass, now, terms, self.roll()),
+            false => inner.gate.succeeded(pass, now, terms),
+        };
+        if let Some(change) = change {
             self.changed(&mut inner, change, now, "");
         }
     }
@@ -221,6 +248,7 @@ impl Condition {
             tally: inner.window.tally(now),
             pace: inner.pace.estimate(now),
             out: inner.gate.is_out() || inner.drained.is_some(),
+            ramping: matches!(inner.gate.phase(), Phase::Ramp { .. }),
         }
     }
 
@@ -243,10 +271,10 @@ impl Condition {
         }
     }
 
-    /// If it is out, and `only` for that reason: it is tried again at once.
-    pub fn try_now(&self, only: Reason, reason: Reason, now: Instant) {
+    /// If it is out, and for one of these reasons: it is tried again at once.
+    pub fn try_now(&self, only: &[Reason], reason: Reason, now: Instant) {
         let mut inner = self.inner.lock();
-        if inner.gate.reason() == Some(only)
+        if inner.gate.reason().is_some_and(|it| only.contains(&it))
             && let Some(change) = inner.gate.try_now(reason, now)
         {
             self.changed(&mut inner, change, now, "");
@@ -281,20 +309,23 @@ impl Condition {
         }
     }
 
-    /// It is near to being out of line, or no longer.
-    pub fn strain(&self, strained: bool, now: Instant) {
-        let mut inner = self.inner.lock();
-        if inner.strained.is_some() == strained {
+    /// It is near to being out of line, for a reason, or no longer.
+    pub fn strain(&self, strained: Option<Reason>, now: Instant) {
+        if strained.is_none() && self.plain.load(Ordering::Acquire) {
             return;
         }
-        inner.strained = strained.then_some(now);
+        let mut inner = self.inner.lock();
+        let (level, what, reason) = match (inner.strained, strained) {
+            (None, Some(reason)) => (Level::Warn, "does worse than it should", reason),
+            (Some((since, reason)), None) if now >= since + STRAIN_LASTS => {
+                (Level::Info, "is well again", reason)
+            }
+            _ => return,
+        };
+        inner.strained = strained.map(|reason| (now, reason));
         self.refresh(&inner);
         if inner.gate.phase() == Phase::In && inner.drained.is_none() {
-            let (level, what) = match strained {
-                true => (Level::Warn, "does worse than it should"),
-                false => (Level::Info, "is well again"),
-            };
-            self.tell(level, what, self.word(&inner), Reason::Errors, "");
+            self.tell(level, what, self.word(&inner), reason, "");
         }
     }
 
@@ -328,7 +359,9 @@ impl Condition {
         let own = (inner.gate.since(), inner.gate.reason(), until);
         let (since, reason, until) = match (inner.drained, inner.strained) {
             (Some(since), _) => (since, Some(Reason::Operator), None),
-            (None, Some(since)) if inner.gate.phase() == Phase::In => (since, own.1, own.2),
+            (None, Some((since, reason))) if inner.gate.phase() == Phase::In => {
+                (since, Some(reason), None)
+            }
             _ => own,
         };
         Shown {

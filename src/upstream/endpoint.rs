@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::condition::Condition;
 use super::gate::{Reason, Terms};
 use super::health::{Record, Thresholds, Transition};
+use super::latency::Latency;
 use super::transitions::Teller;
 
 /// How an endpoint is watched over.
@@ -35,6 +36,7 @@ pub struct Heard<'a> {
 #[derive(Debug)]
 pub struct EndpointState {
     pub condition: Condition,
+    pub latency: Latency,
     addresses: ArcSwap<Vec<SocketAddr>>,
     next: AtomicUsize,
     record: Mutex<Record>,
@@ -48,6 +50,7 @@ const NO_LIMIT: u32 = u32::MAX;
 impl EndpointState {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
+            latency: Latency::new(now),
             condition: Condition::new(teller, now),
             addresses: ArcSwap::from_pointee(Vec::new()),
             next: AtomicUsize::new(0),

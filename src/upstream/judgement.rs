@@ -1,7 +1,7 @@
 //! Holds the accounts of an upstream against each other, and its endpoints: who leaves, who is
 //! strained, whose failures are forgiven. The rules are [`super::outlier`]'s.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::condition::Condition;
 use super::gate::{Reason, Terms};
@@ -42,6 +42,30 @@ impl Pool {
         conditions.for_each(Condition::forgive);
     }
 
+    /// Is first content after so long out of line for this account?
+    pub(super) fn is_slow_account(&self, own: usize, took: Duration, now: Instant) -> bool {
+        let conditions = self.accounts.iter().map(|slot| &slot.state.condition);
+        self.would_be_slow(conditions, own, took, now)
+    }
+
+    /// The same of an endpoint.
+    pub(super) fn is_slow_endpoint(&self, own: usize, took: Duration, now: Instant) -> bool {
+        self.would_be_slow(self.conditions(), own, took, now)
+    }
+
+    fn would_be_slow<'a>(
+        &self,
+        group: impl Iterator<Item = &'a Condition>,
+        own: usize,
+        took: Duration,
+        now: Instant,
+    ) -> bool {
+        self.settings.outlier.as_ref().is_some_and(|rules| {
+            let looks: Vec<_> = group.map(|condition| condition.look(now)).collect();
+            outlier::would_be_slow(rules, own, took, &looks)
+        })
+    }
+
     /// What time changes: who may be tried again, whose ramp has ended, who has become slow or
     /// silent, which endpoints are strained. To be called several times a second.
     pub(super) fn look_after(&self, now: Instant) {
@@ -54,7 +78,7 @@ impl Pool {
         }
         let Some(rules) = &self.settings.outlier else {
             self.conditions()
-                .for_each(|condition| condition.strain(false, now));
+                .for_each(|condition| condition.strain(None, now));
             return;
         };
         let looks = self.accounts.iter().map(|it| it.state.condition.look(now));
@@ -67,7 +91,7 @@ impl Pool {
             self.judge_endpoint(own, now);
         }
         for (own, condition) in self.conditions().enumerate() {
-            condition.strain(outlier::is_strained(rules, own, &endpoints), now);
+            condition.strain(outlier::strained(rules, own, &endpoints), now);
         }
     }
 

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::account::Places;
-use super::balance::{self, AccountView, EndpointView, NoneLeft, Patience, Standing};
-use super::breaker::{SharedBreaker, State};
+use super::affinity::{self, Affinity, Candidate};
+use super::balance::{self, AccountView, EndpointView, Home, NoneLeft, Patience, Standing};
+use super::breaker::{Caller, SharedBreaker, Shown};
 use super::chosen::{Chosen, Passes};
 use super::governor::Cause;
 use super::pool::{AccountSlot, EndpointSlot, Pool};
@@ -24,6 +25,8 @@ pub struct Lane {
     pub(super) places: Vec<Arc<Places>>,
     /// Of each endpoint; none at all if there is no rule for them.
     pub(super) breakers: Vec<Arc<SharedBreaker>>,
+    /// Where its conversations are.
+    pub(super) affinity: Arc<Affinity>,
     pub(super) line: Arc<Line>,
     /// Requests that may wait; 0 for none.
     pub(super) max_length: usize,
@@ -46,6 +49,8 @@ pub struct Wish {
     pub pinned: Option<usize>,
     /// First content comes long before the end: its time is watched.
     pub streamed: bool,
+    /// Whose request it is; `None` if that does not matter.
+    pub caller: Option<Caller>,
 }
 
 impl Wish {
@@ -66,6 +71,10 @@ impl Wish {
 
 /// What is said when only somebody's word can open what is closed.
 const NOBODY_KNOWS: Duration = Duration::from_secs(30);
+/// Whoever is tried out may be so many times slower than the others, within these bounds.
+const PATIENCE: u64 = 8;
+const SHORTEST_PROBE: Duration = Duration::from_secs(2);
+const LONGEST_PROBE: Duration = Duration::from_secs(20);
 /// So many accounts or endpoints are looked at without memory of their own.
 const FEW: usize = 16;
 
@@ -78,15 +87,6 @@ pub enum NoChoice {
     Exhausted,
     /// Nobody may be asked before so long.
     Closed { retry_in: Duration },
-}
-
-impl From<NoneLeft> for NoChoice {
-    fn from(none: NoneLeft) -> Self {
-        match none {
-            NoneLeft::Full => Self::Full,
-            NoneLeft::Tried => Self::Exhausted,
-        }
-    }
 }
 
 /// What is known of an account's ceiling.
@@ -115,9 +115,10 @@ impl Lane {
     /// The same without regard to those who wait.
     pub(super) fn take(self: &Arc<Self>, wish: &Wish, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
+        let random = affinity::mix(turn as u64 ^ self.pool.seed);
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
-            let (account, endpoint) = self.pick(wish, turn, now)?;
+            let (account, endpoint) = self.pick(wish, random, now)?;
             let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
             let slot = self.pool.endpoints.get(endpoint);
             let slot = slot.ok_or(NoChoice::Exhausted)?;
@@ -127,7 +128,7 @@ impl Lane {
             let Some(account_lease) = place.acquire() else {
                 continue;
             };
-            let Some(passes) = Passes::take(self, account, endpoint, wish.streamed, now) else {
+            let Some(passes) = Passes::take(self, account, endpoint, wish, now) else {
                 continue;
             };
             let limited = slot.state.limit().is_some();
@@ -138,15 +139,17 @@ impl Lane {
     }
 
     /// An account and an endpoint, by what they look like now.
-    fn pick(&self, wish: &Wish, turn: usize, now: Instant) -> Result<(usize, usize), NoChoice> {
+    fn pick(&self, wish: &Wish, random: u64, now: Instant) -> Result<(usize, usize), NoChoice> {
         let patience = match self.is_queued_for() {
             false => Patience::None,
             true => Patience::Some,
         };
-        let endpoint = self.with_endpoints(wish, now, |views| balance::endpoint(views, turn));
+        let endpoint = self.with_endpoints(wish, now, |views| balance::endpoint(views, random));
         let endpoint = endpoint.map_err(|none| self.refuse(none, wish, now))?;
-        let account =
-            self.with_accounts(wish, now, |views| balance::account(views, patience, turn));
+        let account = self.with_accounts(wish, now, |views| {
+            let home = self.home(wish, views);
+            balance::account(views, home, patience, random)
+        });
         let account = account.map_err(|none| {
             if none == NoneLeft::Full {
                 self.places.iter().for_each(|place| place.governor.press());
@@ -156,11 +159,38 @@ impl Lane {
         Ok((account, endpoint))
     }
 
-    /// Whoever is closed was not offered: is that why nobody is left?
+    /// The account that the wish's conversation belongs to, among those that could ever serve it.
+    fn home(&self, wish: &Wish, views: &[AccountView]) -> Option<Home> {
+        let rules = self.pool.settings.affinity.as_ref()?;
+        let key = wish.key.filter(|_| views.len() > 1)?;
+        let best = views.iter().map(|view| view.priority).min()?;
+        let candidate = |view: &AccountView| Candidate {
+            seed: view.seed,
+            // Conversations live with the best tier.
+            weight: if view.priority == best {
+                view.weight
+            } else {
+                0
+            },
+        };
+        let account = with_views(views.iter().map(candidate), |all| {
+            self.affinity.home(key, all)
+        })?;
+        Some(Home {
+            key,
+            account,
+            bound_percent: rules.bound_percent,
+        })
+    }
+
     fn refuse(&self, none: NoneLeft, wish: &Wish, now: Instant) -> NoChoice {
-        match (none, self.closed_for(wish, now)) {
-            (NoneLeft::Tried, Some(retry_in)) => NoChoice::Closed { retry_in },
-            (none, _) => none.into(),
+        match none {
+            NoneLeft::Full => NoChoice::Full,
+            NoneLeft::Tried => NoChoice::Exhausted,
+            NoneLeft::Closed => {
+                let retry_in = self.closed_for(wish, now).unwrap_or(NOBODY_KNOWS);
+                NoChoice::Closed { retry_in }
+            }
         }
     }
 
@@ -184,14 +214,15 @@ impl Lane {
             .endpoints()
             .enumerate()
             .filter_map(|(index, (slot, breaker))| {
-                let closed = self.endpoint_standing(slot, breaker, now) == Standing::Closed;
+                let closed =
+                    self.endpoint_standing(slot, breaker, wish.caller, now) == Standing::Closed;
                 let left = closed && !wish.tried.endpoints.contains(&index);
                 left.then(|| {
                     let own = slot.state.condition.opens_in(now, watch.terms)?;
                     let rules = self.pool.settings.breaker.as_ref();
                     let of_breaker = breaker
                         .zip(rules)
-                        .map(|(it, rules)| it.opens_in(now, rules));
+                        .map(|(it, rules)| it.opens_in(wish.caller, now, rules));
                     Some(own.max(of_breaker.unwrap_or_default()))
                 })
             });
@@ -203,7 +234,7 @@ impl Lane {
     pub fn is_ready(&self, now: Instant) -> bool {
         let reachable = |(slot, breaker): (&EndpointSlot, Option<&SharedBreaker>)| {
             slot.state.address_count() > 0
-                && self.endpoint_standing(slot, breaker, now) != Standing::Closed
+                && self.endpoint_standing(slot, breaker, None, now) != Standing::Closed
         };
         self.endpoints().any(reachable) && self.awake(now).next().is_some()
     }
@@ -239,12 +270,13 @@ impl Lane {
         &self,
         slot: &EndpointSlot,
         breaker: Option<&SharedBreaker>,
+        caller: Option<Caller>,
         now: Instant,
     ) -> Standing {
         let own = slot.state.condition.standing(now, self.pool.watch().terms);
         let rules = self.pool.settings.breaker.as_ref();
         match breaker.zip(rules) {
-            Some((breaker, rules)) => own.and(breaker.standing(now, rules)),
+            Some((breaker, rules)) => own.and(breaker.standing(caller, now, rules)),
             None => own,
         }
     }
@@ -259,11 +291,23 @@ impl Lane {
     }
 
     /// The breakers of its endpoints, by their URLs, for status.
-    pub fn breakers(&self) -> impl Iterator<Item = (&str, State, Instant)> {
+    pub fn breakers(&self) -> impl Iterator<Item = (&str, Shown)> {
         let guarded = self
             .endpoints()
             .filter_map(|(slot, it)| Some((slot, it?.shown())));
-        guarded.map(|(slot, (state, since))| (slot.settings.url.as_str(), state, since))
+        guarded.map(|(slot, shown)| (slot.settings.url.as_str(), shown))
+    }
+
+    /// How long somebody who is tried out may take until the first content: some times as long as
+    /// the others take. A tenant waits for it.
+    pub fn probe_time(&self, account: usize, now: Instant) -> Duration {
+        let others = self.places.iter().enumerate();
+        let others = others.filter(|(index, _)| *index != account);
+        let known = others.map(|(_, place)| place.latency.estimate(now));
+        let usual = known.filter(|micros| *micros > 0).min();
+        let time = usual.map(|micros| Duration::from_micros(micros.saturating_mul(PATIENCE)));
+        time.unwrap_or(LONGEST_PROBE)
+            .clamp(SHORTEST_PROBE, LONGEST_PROBE)
     }
 
     /// How many accounts it can choose from.
@@ -371,15 +415,16 @@ impl Lane {
         now: Instant,
         look: impl FnOnce(&[AccountView]) -> R,
     ) -> R {
-        let view = |(index, (slot, place)): (usize, (&AccountSlot, &Arc<Places>))| {
-            let standing = slot.state.condition.standing(now, self.pool.terms);
-            AccountView {
-                in_flight: place.get(),
-                ceiling: place.ceiling(),
-                resting: false,
-                limited: place.rest.is_resting(now),
-                tried: standing == Standing::Closed || !wish.allows(index),
-            }
+        let view = |(index, (slot, place)): (usize, (&AccountSlot, &Arc<Places>))| AccountView {
+            seed: slot.seed,
+            in_flight: place.get(),
+            ceiling: place.ceiling(),
+            priority: slot.priority,
+            weight: slot.weight,
+            latency: place.latency.estimate(now),
+            standing: slot.state.condition.standing(now, self.pool.terms),
+            limited: place.rest.is_resting(now),
+            tried: !wish.allows(index),
         };
         with_views(self.accounts().enumerate().map(view), look)
     }
@@ -392,15 +437,14 @@ impl Lane {
     ) -> R {
         let view = |(index, (slot, breaker)): (usize, (&EndpointSlot, Option<&SharedBreaker>))| {
             let in_flight = slot.state.in_flight();
-            let standing = self.endpoint_standing(slot, breaker, now);
-            let closed = standing == Standing::Closed;
             EndpointView {
                 in_flight,
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
-                healthy: !closed,
+                latency: slot.state.latency.estimate(now),
+                standing: self.endpoint_standing(slot, breaker, wish.caller, now),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
-                tried: closed || wish.tried.endpoints.contains(&index),
+                tried: wish.tried.endpoints.contains(&index),
             }
         };
         with_views(self.endpoints().enumerate().map(view), look)

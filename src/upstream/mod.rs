@@ -15,12 +15,14 @@
 //! their names.
 
 pub mod account;
+pub mod affinity;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
 pub mod chosen;
 pub mod clocks;
 pub mod condition;
+pub mod credit;
 pub mod discovery;
 pub mod endpoint;
 pub mod enveloped;
@@ -30,12 +32,14 @@ pub mod governor;
 pub mod health;
 pub mod judgement;
 pub mod lane;
+pub mod latency;
 pub mod outlier;
 pub mod pace;
 pub mod peer;
 pub mod pool;
 pub mod probe;
 pub mod queue;
+pub mod registry;
 pub mod retry;
 pub mod signing;
 pub mod transitions;

@@ -14,6 +14,8 @@ use crate::config::settings::Outlier;
 const NEVER_SLOW: Duration = Duration::from_secs(1);
 /// The peers' share of failures may be at most one in so many of one's own.
 const CLEARLY: u64 = 2;
+/// Failures in a row of one that is just back.
+const WHILE_RAMPING: u32 = 2;
 
 /// What one of a group has shown lately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,12 +27,14 @@ pub struct Look {
     pub pace: Option<Duration>,
     /// Left out already, or tried again: no peer to be measured by.
     pub out: bool,
+    /// Just back: little is needed to leave again.
+    pub ramping: bool,
 }
 
 /// Could it be out of line, if its peers do better? Much cheaper to ask.
 pub fn is_suspect(rules: &Outlier, look: &Look) -> bool {
     let much = look.tally.total() >= rules.min_requests;
-    look.streak >= rules.consecutive_failures
+    has_streak(rules, look)
         || (much && look.tally.is_above(rules.error_percent))
         || look.pace.is_some_and(|pace| pace > NEVER_SLOW)
 }
@@ -39,7 +43,7 @@ pub fn is_suspect(rules: &Outlier, look: &Look) -> bool {
 pub fn out_of_line(rules: &Outlier, own: usize, group: &[Look]) -> Option<Reason> {
     let look = group.get(own).filter(|look| !look.out)?;
     let peers = || peers(own, group);
-    if look.streak >= rules.consecutive_failures && fare_well(peers()) {
+    if has_streak(rules, look) && fare_well(peers()) {
         return Some(Reason::Failures);
     }
     let much = look.tally.total() >= rules.min_requests;
@@ -49,15 +53,24 @@ pub fn out_of_line(rules: &Outlier, own: usize, group: &[Look]) -> Option<Reason
     is_slow(look, peers(), rules.slow_factor, 1).then_some(Reason::Slow)
 }
 
-/// Is `own` of the group on its way to being out of line: half as much would be enough? Unlike
-/// being left out, an error share needs no better peers for that.
-pub fn is_strained(rules: &Outlier, own: usize, group: &[Look]) -> bool {
-    let Some(look) = group.get(own).filter(|look| !look.out) else {
-        return false;
+/// Would first content after so long be out of line for `own` of the group, wherever it stands?
+pub fn would_be_slow(rules: &Outlier, own: usize, pace: Duration, group: &[Look]) -> bool {
+    let look = Look {
+        pace: Some(pace),
+        ..Look::default()
     };
+    is_slow(&look, peers(own, group), rules.slow_factor, 1)
+}
+
+/// Why `own` of the group is on its way to being out of line, if it is: half as much is enough.
+/// Unlike being left out, an error share needs no better peers for that.
+pub fn strained(rules: &Outlier, own: usize, group: &[Look]) -> Option<Reason> {
+    let look = group.get(own).filter(|look| !look.out)?;
     let tally = look.tally;
-    (tally.total() >= rules.min_requests && tally.is_above(rules.error_percent / 2))
-        || is_slow(look, peers(own, group), rules.slow_factor, 2)
+    if tally.total() >= rules.min_requests && tally.is_above(rules.error_percent / 2) {
+        return Some(Reason::Errors);
+    }
+    is_slow(look, peers(own, group), rules.slow_factor, 2).then_some(Reason::Slow)
 }
 
 /// May one more of the group be left out?
@@ -65,6 +78,14 @@ pub fn may_leave(rules: &Outlier, group: &[Look]) -> bool {
     let out = group.iter().filter(|look| look.out).count();
     let percent = usize::try_from(rules.max_ejected_percent.min(100)).unwrap_or(0);
     out < group.len().saturating_mul(percent) / 100
+}
+
+fn has_streak(rules: &Outlier, look: &Look) -> bool {
+    let needed = match look.ramping {
+        true => rules.consecutive_failures.min(WHILE_RAMPING),
+        false => rules.consecutive_failures,
+    };
+    look.streak >= needed
 }
 
 fn peers(own: usize, group: &[Look]) -> impl Iterator<Item = &Look> {
@@ -115,8 +136,7 @@ mod tests {
         Look {
             streak,
             tally: Tally { good, bad },
-            pace: None,
-            out: false,
+            ..Look::default()
         }
     }
 
@@ -192,11 +212,26 @@ mod tests {
     #[test]
     fn half_of_it_is_a_strain() {
         let rules = Outlier::default();
-        assert!(is_strained(&rules, 0, &[look(14, 6, 0)]));
-        assert!(!is_strained(&rules, 0, &[look(15, 5, 0)]));
-        assert!(is_strained(&rules, 0, &[paced(1_300), paced(500)]));
-        assert!(!is_strained(&rules, 0, &[paced(1_200), paced(500)]));
-        assert!(!is_strained(&rules, 0, &[out(look(0, 20, 20))]));
+        for (group, expected) in [
+            (vec![look(14, 6, 0)], Some(Reason::Errors)),
+            (vec![look(15, 5, 0)], None),
+            (vec![paced(1_300), paced(500)], Some(Reason::Slow)),
+            (vec![paced(1_200), paced(500)], None),
+            (vec![out(look(0, 20, 20))], None),
+        ] {
+            assert_eq!(strained(&rules, 0, &group), expected, "{group:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_just_back_leaves_after_two_failures() {
+        let rules = Outlier::default();
+        let back = |streak| Look {
+            ramping: true,
+            ..look(1, streak, streak)
+        };
+        let found = |streak| out_of_line(&rules, 0, &[back(streak), look(9, 0, 0)]);
+        assert_eq!([found(1), found(2)], [None, Some(Reason::Failures)]);
     }
 
     proptest! {

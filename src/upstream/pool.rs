@@ -6,30 +6,27 @@
 //! options) is made here once.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderName, HeaderValue};
-use parking_lot::Mutex;
-use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::Connector;
 
-use super::account::{AccountState, Places};
+use super::account::AccountState;
+use super::affinity;
 use super::balance::Standing;
-use super::breaker::SharedBreaker;
 use super::budget::RetryBudget;
 pub use super::chosen::{Chosen, Outcome};
 use super::endpoint::{EndpointState, Watch};
-use super::gate::Terms;
+use super::gate::{Reason, Terms};
 use super::health::Thresholds;
 pub use super::lane::{Lane, NoChoice, Tried, Wish};
 use super::peer::{PeerError, PeerTemplate};
-use super::queue::{Line, Lines};
+pub use super::registry::Registry;
 use super::signing::{self, Signer};
-use super::transitions::{Kind, Teller, Transitions};
+use super::transitions::Transitions;
 use crate::config::secret::Secret;
 use crate::config::settings::{
     Account, AccountId, Endpoint, Queue, Upstream, UpstreamAuth, UpstreamId,
@@ -44,150 +41,6 @@ const UNWATCHED_THRESHOLDS: Thresholds = Thresholds {
 /// Without checks and without rules for outliers, an endpoint is tried again after this.
 const UNWATCHED_PAUSE: Duration = Duration::from_secs(10);
 
-type AccountKey = (UpstreamId, AccountId);
-
-/// The state of all accounts and endpoints ever configured, by id.
-#[derive(Default)]
-pub struct Registry {
-    places: Mutex<HashMap<(AccountKey, String), Arc<Places>>>,
-    lines: Mutex<HashMap<UpstreamId, Arc<Lines>>>,
-    budgets: Mutex<HashMap<UpstreamId, Arc<RetryBudget>>>,
-    accounts: Mutex<HashMap<AccountKey, Arc<AccountState>>>,
-    endpoints: Mutex<HashMap<(UpstreamId, String), Arc<EndpointState>>>,
-    /// By the endpoint's URL and the model.
-    breakers: Mutex<HashMap<(UpstreamId, String, String), Arc<SharedBreaker>>>,
-    transitions: Mutex<HashMap<UpstreamId, Arc<Transitions>>>,
-    /// Idle connections kept to enveloped endpoints; 0 for Pingora's default.
-    idle_connections: usize,
-    /// What connects to enveloped endpoints; all others are reached by Pingora's proxy.
-    connector: OnceLock<Arc<Connector>>,
-}
-
-impl Registry {
-    /// A registry of nothing yet, for a process that keeps so many idle connections.
-    pub fn keeping(idle_connections: usize) -> Self {
-        Self {
-            idle_connections,
-            ..Self::default()
-        }
-    }
-
-    fn connector(&self) -> Arc<Connector> {
-        let make = || {
-            let idle = self.idle_connections;
-            let options = (idle > 0).then(|| ConnectorOptions::new(idle));
-            Arc::new(Connector::new(options))
-        };
-        self.connector.get_or_init(make).clone()
-    }
-
-    /// `ceiling` is the configured one, for places that nobody has asked for before.
-    fn places(
-        &self,
-        account: &AccountKey,
-        model: &str,
-        ceiling: Option<u32>,
-        now: Instant,
-    ) -> Arc<Places> {
-        self.places
-            .lock()
-            .entry((account.clone(), model.to_owned()))
-            .or_insert_with(|| Arc::new(Places::new(ceiling, now)))
-            .clone()
-    }
-
-    fn line(&self, upstream: &UpstreamId, model: &str) -> Arc<Line> {
-        let lines = self
-            .lines
-            .lock()
-            .entry(upstream.clone())
-            .or_default()
-            .clone();
-        lines.of(model)
-    }
-
-    fn budget(&self, upstream: &UpstreamId, now: Instant) -> Arc<RetryBudget> {
-        let mut budgets = self.budgets.lock();
-        let make = || Arc::new(RetryBudget::new(now));
-        budgets.entry(upstream.clone()).or_insert_with(make).clone()
-    }
-
-    /// The state of an account, if there was ever such a one.
-    pub fn account(&self, upstream: &str, account: &str) -> Option<Arc<AccountState>> {
-        let key = (UpstreamId::new(upstream), AccountId::new(account));
-        self.accounts.lock().get(&key).cloned()
-    }
-
-    /// The state of an endpoint, if there was ever such a one.
-    pub fn endpoint_of(&self, upstream: &str, url: &str) -> Option<Arc<EndpointState>> {
-        let key = (UpstreamId::new(upstream), url.to_owned());
-        self.endpoints.lock().get(&key).cloned()
-    }
-
-    fn transitions(&self, upstream: &UpstreamId) -> Arc<Transitions> {
-        self.transitions
-            .lock()
-            .entry(upstream.clone())
-            .or_insert_with(|| Arc::new(Transitions::new(upstream.clone())))
-            .clone()
-    }
-
-    fn teller(&self, kind: Kind, upstream: &UpstreamId, name: &str) -> Teller {
-        Teller {
-            kind,
-            name: name.into(),
-            transitions: self.transitions(upstream),
-        }
-    }
-
-    fn account_state(&self, account: &AccountKey, now: Instant) -> Arc<AccountState> {
-        let (upstream, id) = account;
-        let make = || {
-            let teller = self.teller(Kind::Account, upstream, id.as_str());
-            Arc::new(AccountState::new(teller, now))
-        };
-        let mut accounts = self.accounts.lock();
-        accounts.entry(account.clone()).or_insert_with(make).clone()
-    }
-
-    fn endpoint(
-        &self,
-        upstream: &UpstreamId,
-        endpoint: &Endpoint,
-        now: Instant,
-    ) -> Arc<EndpointState> {
-        let key = (upstream.clone(), endpoint.url.clone());
-        let make = || {
-            let teller = self.teller(Kind::Endpoint, upstream, &endpoint.url);
-            let state = EndpointState::new(teller, now);
-            state.configure(endpoint.max_concurrent);
-            Arc::new(state)
-        };
-        self.endpoints
-            .lock()
-            .entry(key)
-            .or_insert_with(make)
-            .clone()
-    }
-
-    fn breaker(
-        &self,
-        upstream: &UpstreamId,
-        url: &str,
-        model: &str,
-        now: Instant,
-    ) -> Arc<SharedBreaker> {
-        let key = (upstream.clone(), url.to_owned(), model.to_owned());
-        let make = || {
-            let name = format!("{url} {model}");
-            let teller = self.teller(Kind::Breaker, upstream, name.trim_end());
-            Arc::new(SharedBreaker::new(teller, now))
-        };
-        let mut breakers = self.breakers.lock();
-        breakers.entry(key).or_insert_with(make).clone()
-    }
-}
-
 /// An upstream ready for use.
 pub struct Pool {
     pub settings: Arc<Upstream>,
@@ -201,6 +54,8 @@ pub struct Pool {
     pub(super) terms: Terms,
     watch: Watch,
     pub(super) turn: AtomicUsize,
+    /// Another one for each process, so that hosts do not draw alike.
+    pub(super) seed: u64,
     /// Rests of its places are measured from here.
     since: Instant,
 }
@@ -208,6 +63,12 @@ pub struct Pool {
 pub struct AccountSlot {
     pub id: AccountId,
     pub state: Arc<AccountState>,
+    /// Lower is preferred.
+    pub priority: u32,
+    /// Share among accounts of one priority.
+    pub weight: u32,
+    /// What conversations find it by.
+    pub(super) seed: u64,
     credential: Credential,
 }
 
@@ -279,9 +140,18 @@ impl Pool {
                 Some(secret) => credential(&settings, account, secret)?,
                 None => Credential::Nothing,
             };
+            let state = registry.account_state(&key, now);
+            // Another key may be a good one.
+            let secret = account.api_key.as_ref().map(Secret::expose);
+            let fingerprint = registry.fingerprints.hash_one((secret, &account.key_id));
+            let mends = [Reason::Refused, Reason::Unpaid];
+            state.condition.configure(fingerprint, &mends, now);
             accounts.push(AccountSlot {
                 id: account.id.clone(),
-                state: registry.account_state(&key, now),
+                state,
+                priority: account.priority,
+                weight: account.weight,
+                seed: affinity::seed(account.id.as_str()),
                 credential,
             });
         }
@@ -299,6 +169,13 @@ impl Pool {
                 None => template,
             };
             let state = registry.endpoint(&settings.id, endpoint, now);
+            // So may be the key that others are pinned to; checks would find that out themselves.
+            let mends: &[Reason] = match settings.health {
+                Some(_) => &[],
+                None => &[Reason::Pin],
+            };
+            let fingerprint = registry.fingerprints.hash_one(&settings.tls.pins);
+            state.condition.configure(fingerprint, mends, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.
                 state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
@@ -319,6 +196,7 @@ impl Pool {
             accounts,
             endpoints,
             turn: AtomicUsize::new(0),
+            seed: uuid::Uuid::new_v4().as_u64_pair().1,
             since: now,
         }))
     }
@@ -340,6 +218,7 @@ impl Pool {
             model: model.to_owned(),
             places: places.collect(),
             breakers: breakers.collect(),
+            affinity: registry.affinity(&self.settings.id, model),
             line: registry.line(&self.settings.id, model),
             max_length: queue.max_length,
         }

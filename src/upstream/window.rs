@@ -107,11 +107,10 @@ impl Window {
 
     /// Of the slice that `now` is in; at least 1, since 0 stands for none.
     fn number(&self, now: Instant) -> u64 {
-        let slice = (self.span.as_nanos() / u128::from(SLICES)).max(1);
-        let since = now.saturating_duration_since(self.began).as_nanos();
-        u64::try_from(since / slice)
-            .unwrap_or(u64::MAX)
-            .saturating_add(1)
+        let since = now.saturating_duration_since(self.began);
+        let [span, since] = [self.span, since].map(|it| u64::try_from(it.as_nanos()));
+        let slice = (span.unwrap_or(u64::MAX) / SLICES).max(1);
+        (since.unwrap_or(u64::MAX) / slice).saturating_add(1)
     }
 }
 

@@ -12,6 +12,8 @@
     reason = "tests may stop loudly, wait, and read the environment of the process they run in"
 )]
 
+mod affinity;
+mod bad_account;
 mod bodies;
 mod capacity;
 mod certificates;
@@ -21,6 +23,7 @@ mod clock_steps;
 mod command_line;
 mod crash;
 mod credentials;
+mod credit;
 mod deadlines;
 mod docs;
 mod draining;
@@ -39,6 +42,8 @@ mod lifecycle;
 mod limits;
 mod passthrough;
 mod poisoned;
+mod resume;
+mod retry_storm;
 mod rotation;
 mod scan;
 mod sdk;
@@ -46,11 +51,13 @@ mod secrets;
 mod shared_counts;
 mod signing_clients;
 mod slow_clients;
+mod soak;
 mod sources;
 mod store_faults;
 mod storm;
 mod streaming;
 mod support;
+mod switches;
 mod telemetry;
 mod upstream_auth;
 mod upstream_tls;

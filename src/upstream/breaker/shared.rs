@@ -6,11 +6,20 @@ use std::time::{Duration, Instant};
 use log::Level;
 use parking_lot::Mutex;
 
-use super::{Breaker, Change, State};
+use super::{Breaker, Caller, Change, Ended, State};
 use crate::config::settings::Breaker as Rules;
 use crate::upstream::balance::Standing;
 use crate::upstream::gate::{FULL_SHARE, Pass};
 use crate::upstream::transitions::{Teller, Told};
+
+/// How a breaker stands, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    pub state: State,
+    pub since: Instant,
+    /// Only one tenant is refused.
+    pub for_one: bool,
+}
 
 /// One endpoint's, for one model.
 #[derive(Debug)]
@@ -30,32 +39,33 @@ impl SharedBreaker {
     }
 
     /// What may be sent through now.
-    pub fn standing(&self, now: Instant, rules: &Rules) -> Standing {
+    pub fn standing(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Standing {
         if self.closed.load(Ordering::Acquire) {
             return Standing::Open {
                 permille: FULL_SHARE,
             };
         }
-        self.inner.lock().standing(now, rules)
+        self.inner.lock().standing(caller, now, rules)
     }
 
     /// How long until something may be sent through.
-    pub fn opens_in(&self, now: Instant, rules: &Rules) -> Duration {
-        self.inner.lock().opens_in(now, rules)
+    pub fn opens_in(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Duration {
+        self.inner.lock().opens_in(caller, now, rules)
     }
 
     /// Lets a request through; `None` if it may not.
-    pub fn admit(&self, now: Instant, rules: &Rules) -> Option<Pass> {
+    pub fn admit(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Option<Pass> {
         let mut inner = self.inner.lock();
         let change = inner.advance(now);
-        let pass = inner.admit(rules);
+        let pass = inner.admit(caller, rules);
         self.changed(&inner, change);
         pass
     }
 
     /// Did the attempt begin before it last opened?
-    pub fn is_late(&self, pass: Pass) -> bool {
-        !self.inner.lock().is_current(pass)
+    pub fn is_late(&self, pass: Pass, caller: Option<Caller>) -> bool {
+        let inner = self.inner.lock();
+        inner.concerns(caller) && !inner.is_current(pass)
     }
 
     /// The request ended without showing anything.
@@ -66,10 +76,10 @@ impl SharedBreaker {
     }
 
     /// A request has ended well, or not. True if the breaker opened.
-    pub fn record(&self, pass: Pass, good: bool, now: Instant, rules: &Rules) -> bool {
+    pub fn record(&self, pass: Pass, ended: Ended, now: Instant, rules: &Rules) -> bool {
         let seed = self.teller.transitions.roll();
         let mut inner = self.inner.lock();
-        let change = inner.record(pass, good, now, rules, seed);
+        let change = inner.record(pass, ended, now, rules, seed);
         self.changed(&inner, change);
         change.is_some_and(|change| matches!(change.to, State::Open { .. }))
     }
@@ -88,10 +98,14 @@ impl SharedBreaker {
         }
     }
 
-    /// Its state, and since when.
-    pub fn shown(&self) -> (State, Instant) {
+    /// How it stands.
+    pub fn shown(&self) -> Shown {
         let inner = self.inner.lock();
-        (inner.state(), inner.since())
+        Shown {
+            state: inner.state(),
+            since: inner.since(),
+            for_one: inner.is_for_one(),
+        }
     }
 
     fn changed(&self, inner: &Breaker, change: Option<Change>) {
@@ -101,6 +115,7 @@ impl SharedBreaker {
         let closed = inner.state() == State::Closed;
         self.closed.store(closed, Ordering::Release);
         let (level, now) = match change.to {
+            State::Open { .. } if inner.is_for_one() => (Level::Warn, "is open for one tenant"),
             State::Open { .. } => (Level::Warn, "is open"),
             State::HalfOpen { .. } => (Level::Info, "lets a few through"),
             State::Closed => (Level::Info, "is closed"),

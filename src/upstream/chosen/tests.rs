@@ -4,7 +4,7 @@ use super::super::lane::{NoChoice, Wish};
 use super::super::pool::Registry;
 use super::super::queue::tests::{lanes, upstream};
 use super::*;
-use crate::config::settings::{Outlier, Upstream};
+use crate::config::settings::{Outlier, TenantId, Upstream};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -133,8 +133,8 @@ fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
     let now = Instant::now();
     send_to_all(&lane, failed(FailureClass::Unavailable), 7, now);
     assert_eq!([0, 1, 2].map(|index| account(&lane, index)), ["good"; 3]);
-    let (_, state, _) = lane.breakers().next().unwrap();
-    assert!(matches!(state, State::Open { .. }));
+    let (_, shown) = lane.breakers().next().unwrap();
+    assert!(matches!(shown.state, State::Open { .. }) && !shown.for_one);
     assert!(
         lane.pool
             .accounts
@@ -153,7 +153,7 @@ fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
         probe.report(Outcome::FirstContent, later);
         probe.report(Outcome::Complete, later);
     }
-    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+    assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn attempts_that_were_under_way_when_an_account_left_do_not_open_the_breaker() {
     }
     assert_eq!(account(&lane, 0), "failing");
     assert_eq!(endpoint(&lane, 0), "healthy");
-    assert_eq!(lane.breakers().next().unwrap().1, State::Closed);
+    assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
 }
 
 #[test]
@@ -253,6 +253,14 @@ fn an_account_that_falls_silent_leaves_while_others_answer() {
     assert_eq!(account(&lane, 0), "failing");
     let shown = lane.pool.accounts[0].state.condition.shown();
     assert_eq!(shown.reason, Some(Reason::Slow));
+    // A probe that is as slow is no recovery.
+    let later = now + 10 * SECOND;
+    for (after, took, expected) in [(0, 3 * SECOND, "failing"), (16, SECOND / 2, "ramping")] {
+        let later = later + after * SECOND;
+        let mut probe = lane.choose(&streamed(0), later).unwrap();
+        probe.report(Outcome::FirstContent, later + took);
+        assert_eq!(account(&lane, 0), expected);
+    }
 }
 
 #[test]
@@ -274,4 +282,142 @@ fn states_outlive_a_reload() {
     let slot = &newer.pool.endpoints[0];
     let terms = newer.pool.watch().terms;
     assert_eq!(slot.state.condition.standing(now, terms), Standing::Closed);
+}
+
+#[test]
+fn an_account_that_was_refused_is_tried_again_with_another_key() {
+    let registry = Registry::default();
+    let with_key = |id: &str| {
+        let mut settings = with_rules(1, 1);
+        id.clone_into(&mut settings.accounts[0].key_id);
+        let [lane, _] = lanes(&registry, settings, 0);
+        lane
+    };
+    let lane = with_key("one");
+    send(&lane, 0, refused(401), Instant::now());
+    for (id, expected) in [("one", "dead"), ("two", "probing")] {
+        assert_eq!(account(&with_key(id), 0), expected);
+    }
+}
+
+#[test]
+fn when_only_the_operator_can_open_it_a_while_is_told() {
+    let lane = lane(with_rules(1, 1));
+    lane.pool.endpoints[0].state.drain(true);
+    let now = Instant::now();
+    let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
+    let retry_in = 30 * SECOND;
+    assert_eq!(closed, NoChoice::Closed { retry_in });
+    // Who has tried all that is there is told that, and not to wait.
+    lane.pool.endpoints[0].state.drain(false);
+    let mut tried = Wish::default();
+    tried.tried.accounts.push(0);
+    let none = lane.choose(&tried, now).map(|_| ()).unwrap_err();
+    assert_eq!(none, NoChoice::Exhausted);
+}
+
+#[test]
+fn what_one_tenant_asks_for_closes_an_endpoint_to_nobody_else() {
+    let lane = lane(with_rules(1, 1));
+    let now = Instant::now();
+    let of = |name| Wish {
+        caller: Some(Caller::of(&TenantId::new(name))),
+        ..Wish::default()
+    };
+    for _ in 0..20 {
+        let mut chosen = lane.choose(&of("bad"), now).unwrap();
+        chosen.report(failed(FailureClass::ServerError), now);
+    }
+    assert!(lane.choose(&of("bad"), now).is_err());
+    assert!(lane.choose(&of("good"), now).is_ok());
+    assert!(lane.is_ready(now) && lane.breakers().all(|(_, shown)| shown.for_one));
+}
+
+/// A thousand requests a second from `from` on, each tried again elsewhere until it is served.
+/// Says how many attempts each account had.
+fn drive(
+    lane: &Arc<Lane>,
+    from: Instant,
+    seconds: u32,
+    goes: impl Fn(usize) -> Outcome,
+) -> Vec<u32> {
+    let mut attempts = vec![0; lane.width()];
+    for tick in 0..seconds * 100 {
+        let now = from + tick * Duration::from_millis(10);
+        if tick % 25 == 0 {
+            lane.pump(now);
+        }
+        for _ in 0..10 {
+            let mut wish = Wish::default();
+            loop {
+                let mut chosen = lane.choose(&wish, now).expect("nobody is left");
+                let outcome = goes(chosen.account);
+                attempts[chosen.account] += 1;
+                wish.tried.accounts.push(chosen.account);
+                if outcome == Outcome::Complete {
+                    chosen.report(Outcome::FirstContent, now);
+                }
+                chosen.report(outcome, now);
+                if outcome == Outcome::Complete {
+                    break;
+                }
+            }
+        }
+    }
+    attempts
+}
+
+#[test]
+fn one_bad_account_of_three_gets_hardly_any_attempts_and_is_back_soon_after_it_is_well() {
+    for fault in [
+        failed(FailureClass::ServerError),
+        failed(FailureClass::Reset),
+        failed(FailureClass::Garbage),
+        failed(FailureClass::Cut),
+        failed(FailureClass::Deadline),
+        refused(401),
+        refused(402),
+    ] {
+        let lane = lane(with_rules(3, 1));
+        let start = Instant::now();
+        let well = |_| Outcome::Complete;
+        drive(&lane, start, 1, well);
+        let ill = |account| match account {
+            1 => fault,
+            _ => Outcome::Complete,
+        };
+        let attempts = drive(&lane, start + SECOND, 5, ill);
+        let all: u32 = attempts.iter().sum();
+        assert!(attempts[1] * 50 < all, "{fault:?}: {attempts:?}");
+        assert_eq!([0, 2].map(|index| account(&lane, index)), ["good"; 2]);
+        assert_eq!(endpoint(&lane, 0), "healthy");
+        assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
+        // Twice the first pause and a fifth at most, then the ramp.
+        drive(&lane, start + 6 * SECOND, 23, well);
+        assert_eq!(account(&lane, 1), "good", "{fault:?}");
+        let attempts = drive(&lane, start + 29 * SECOND, 1, well);
+        assert!(attempts[1] > 250, "{fault:?}: {attempts:?}");
+    }
+}
+
+#[test]
+fn when_all_fail_little_is_sent_and_all_are_used_again_once_it_is_over() {
+    let lane = lane(with_rules(3, 1));
+    let start = Instant::now();
+    let mut sent = 0;
+    for tick in 0..3_000 {
+        let now = start + tick * Duration::from_millis(10);
+        if let Ok(mut chosen) = lane.choose(&Wish::default(), now) {
+            chosen.report(failed(FailureClass::Unavailable), now);
+            sent += 1;
+        }
+    }
+    // Until it opened, and a probe or so each five seconds.
+    assert!(sent < 40, "{sent}");
+    let later = start + 40 * SECOND;
+    assert!(
+        drive(&lane, later, 1, |_| Outcome::Complete)
+            .iter()
+            .all(|count| *count > 250)
+    );
 }

@@ -51,7 +51,8 @@ fn every_state_has_its_word() {
         assert_eq!(account.shown().state, "good");
     }
     let endpoint = condition(Kind::Endpoint, now);
-    endpoint.strain(true, now);
+    endpoint.strain(Some(Reason::Slow), now);
+    endpoint.strain(None, now + SECOND);
     assert_eq!(endpoint.shown().state, "degraded");
     let half = Standing::Open { permille: 500 };
     assert_eq!(endpoint.standing(now, terms), half);
@@ -119,9 +120,9 @@ fn an_account_without_money_is_tried_again_once_it_has_some() {
     account.leave_until(Reason::Unpaid, "", until(60), now);
     account.leave_until(Reason::Unpaid, "", until(90), now);
     assert_eq!(account.opens_in(now, terms), Some(90 * SECOND));
-    account.try_now(Reason::Refused, Reason::Paid, now);
+    account.try_now(&[Reason::Refused], Reason::Paid, now);
     assert_eq!(account.shown().state, "unpaid");
-    account.try_now(Reason::Unpaid, Reason::Paid, now);
+    account.try_now(&[Reason::Unpaid], Reason::Paid, now);
     assert_eq!(account.standing(now, terms), Standing::Probe);
     let counts = account.teller.transitions.counts();
     let words: Vec<_> = counts.iter().map(|(it, count)| (it.to, *count)).collect();

@@ -17,6 +17,7 @@
 pub mod authority;
 pub mod books;
 mod config;
+pub mod crowd;
 mod emulator;
 pub mod front;
 mod gateway;

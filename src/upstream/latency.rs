@@ -1,0 +1,139 @@
+//! What first content takes at somebody, as the one number that choosing goes by: the peak EWMA of
+//! the latest times, or the silence in which it is waited for now, if that is longer.
+//!
+//! Bad news counts at once and fades: a higher time replaces the mean, lower ones draw it down over
+//! ten seconds. The silence makes somebody who has stalled dear long before a deadline is over.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// How long a peak takes to fade to a third.
+const FADING: Duration = Duration::from_secs(10);
+
+/// The first contents of one account's model, or of one endpoint.
+#[derive(Debug)]
+pub struct Latency(Mutex<Seen>);
+
+#[derive(Debug)]
+struct Seen {
+    /// In microseconds; 0 while there is nothing to go by.
+    mean: f64,
+    /// When the mean last moved.
+    moved: Instant,
+    awaited: u32,
+    /// The last first content, or the first request since nobody waited.
+    heard: Instant,
+}
+
+impl Latency {
+    pub fn new(now: Instant) -> Self {
+        Self(Mutex::new(Seen {
+            mean: 0.0,
+            moved: now,
+            awaited: 0,
+            heard: now,
+        }))
+    }
+
+    /// First content is waited for from now on.
+    pub fn began(&self, now: Instant) {
+        let mut seen = self.0.lock();
+        if seen.awaited == 0 {
+            seen.heard = now;
+        }
+        seen.awaited = seen.awaited.saturating_add(1);
+    }
+
+    /// It came, after so long.
+    pub fn first_content(&self, took: Duration, now: Instant) {
+        let mut seen = self.0.lock();
+        seen.awaited = seen.awaited.saturating_sub(1);
+        seen.heard = now;
+        let sample = micros(took).max(1.0);
+        let past = now.saturating_duration_since(seen.moved).as_secs_f64();
+        let kept = (-past / FADING.as_secs_f64()).exp();
+        seen.mean = match seen.mean {
+            mean if sample >= mean => sample,
+            mean => mean * kept + sample * (1.0 - kept),
+        };
+        seen.moved = now;
+    }
+
+    /// What was seen before is over: it has recovered.
+    pub fn forget(&self) {
+        self.0.lock().mean = 0.0;
+    }
+
+    /// It is no longer waited for.
+    pub fn ended_without(&self) {
+        let mut seen = self.0.lock();
+        seen.awaited = seen.awaited.saturating_sub(1);
+    }
+
+    /// In microseconds; 0 while there is nothing to go by.
+    pub fn estimate(&self, now: Instant) -> u64 {
+        let seen = self.0.lock();
+        let silence = match seen.awaited {
+            0 => 0.0,
+            _ => micros(now.saturating_duration_since(seen.heard)),
+        };
+        // A silence shorter than the usual is none.
+        seen.mean.max(silence).min(1e15) as u64
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_peak_counts_at_once_and_fades() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        assert_eq!(latency.estimate(start), 0);
+        let seen = |took: u32, at: Instant| {
+            latency.began(at);
+            latency.first_content(MS * took, at);
+            latency.estimate(at)
+        };
+        assert_eq!(seen(100, start), 100_000);
+        assert_eq!(seen(900, start), 900_000);
+        let later = seen(100, start + FADING);
+        assert!((300_000..500_000).contains(&later), "{later}");
+        assert!(seen(100, start + FADING * 9) < 101_000);
+    }
+
+    #[test]
+    fn whoever_has_recovered_is_not_held_to_what_it_was() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        latency.began(start);
+        latency.first_content(MS * 9_000, start);
+        latency.began(start);
+        latency.forget();
+        latency.first_content(MS * 100, start + MS);
+        assert_eq!(latency.estimate(start + MS), 100_000);
+    }
+
+    #[test]
+    fn a_silence_counts_while_somebody_waits() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        latency.began(start);
+        latency.first_content(MS * 100, start);
+        assert_eq!(latency.estimate(start + MS * 5_000), 100_000);
+        latency.began(start + MS * 5_000);
+        latency.began(start + MS * 6_900);
+        assert_eq!(latency.estimate(start + MS * 7_000), 2_000_000);
+        latency.ended_without();
+        latency.ended_without();
+        assert_eq!(latency.estimate(start + MS * 8_000), 100_000);
+    }
+}
