@@ -359,6 +359,8 @@ fn a_health_check_takes_an_endpoint_out_and_brings_it_back() {
             "/upstreams/0/health",
             json!({"interval": "100ms", "timeout": "1s", "unhealthy_after": 2}),
         );
+    // Otherwise the other one would take its share for a while.
+    let config = config.set("/upstreams/0/outlier/ramp", json!("0s"));
     let gateway = Gateway::start(config);
     assert!(gateway.is_serving());
     assert_eq!((first.calls().len(), second.calls().len()), (1, 0));

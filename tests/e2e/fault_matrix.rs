@@ -73,7 +73,8 @@ const CELLS: &[Cell] = &[
     unseen(QUEUED, "queue=200ms,error_after=0", "error_in_answer"),
     unseen(QUEUED, "queue=60s", "deadline"),
     unseen(CONTENT, "cut_after=0", "cut"),
-    unseen(CONTENT, "end_after=0", "cut"),
+    // A declared length of nothing is no answer that was cut.
+    unseen(CONTENT, "end_after=0", "garbage"),
     unseen(CONTENT, "error_after=0", "error_in_answer"),
     unseen(CONTENT, "stall_after=0", "deadline"),
     unseen(CONTENT, "html", "garbage"),
@@ -231,8 +232,14 @@ fn check(gateway: &Gateway, cell: &Cell, version: Version, streamed: bool, numbe
             assert_eq!(line["ending"], "complete", "{shown}");
             assert_eq!(line["account"], "account-2", "{shown}");
             assert_eq!(line["attempts"], 2, "{shown}");
-            assert_eq!(line["tries"][0]["outcome"], outcome, "{shown}");
-            assert_eq!(line["tries"][0]["account"], "account-1", "{shown}");
+            let tries = line["tries"].as_array().unwrap();
+            // A reset of a connection that served before looks like one that was dead.
+            let mut counted = tries
+                .iter()
+                .filter(|it| it["outcome"] != "stale_connection");
+            let first = counted.next().unwrap();
+            assert_eq!(first["outcome"], outcome, "{shown}");
+            assert_eq!(first["account"], "account-1", "{shown}");
             assert_eq!(line["usage_estimated"], Value::Null, "{shown}");
             assert_eq!(line["completion_tokens"], TOKENS, "{shown}");
         }

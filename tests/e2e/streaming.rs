@@ -321,8 +321,9 @@ fn a_stream_that_the_upstream_breaks_off_before_content_has_a_status_of_its_own(
             assert_eq!(answer.status, 502, "{what}: {}", answer.text());
             assert_eq!(answer.code(), "upstream_error", "{what}");
             assert_eq!(answer.ending, Ending::Whole, "{what}");
-            // There is one account: it may have had a bad moment.
-            assert_eq!(emulator.calls().len(), 3, "{what}");
+            // There is one account: it may have had a bad moment. An empty answer is none.
+            let times = if order == "end_after=0" { 1 } else { 3 };
+            assert_eq!(emulator.calls().len(), times, "{what}");
             let line = gateway.access_line(answer.header("x-request-id").unwrap());
             assert_eq!(line["ending"], "refused", "{what}: {line}");
         }

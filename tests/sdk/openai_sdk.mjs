@@ -404,8 +404,9 @@ const checks = {
     }
   },
 
-  'an answer that ends too early is asked for three times and then an error of the upstream': async () => {
-    for (const fault of ['end_after=1', 'end_after=0']) {
+  'an answer that ends too early is an error of the upstream and asked for three times at most': async () => {
+    // An answer of no bytes at all makes no sense, and will not make any at another time.
+    for (const [fault, times] of [['end_after=1', 3], ['end_after=0', 1]]) {
       // On a connection that served before: what answered, and bills for it, was not stale, so each
       // time counts. The SDK is told not to try again by itself.
       await chat();
@@ -413,7 +414,7 @@ const checks = {
         const error = await raises(OpenAI.InternalServerError, () => chat(ordering(fault)));
         assert.deepEqual([fault, error.status], [fault, 502]);
       });
-      assert.deepEqual([fault, seen], [fault, 3]);
+      assert.deepEqual([fault, seen], [fault, times]);
     }
   },
 
