@@ -203,8 +203,9 @@ fn gateway(emulator: &Emulator, hold: &str) -> Gateway {
 const TOKENS: usize = 12;
 
 fn question(order: &str, streamed: bool, number: usize) -> Value {
-    let text = format!("[[fault:tokens={TOKENS},id={order}{number}]] Question {number}.");
+    let text = format!("Question {order}{number}.");
     let body = with(chat(&text), "thinking", json!({"type": "disabled"}));
+    let body = with(body, "max_tokens", json!(TOKENS));
     match streamed {
         true => with(body, "stream", json!(true)),
         false => body,
