@@ -116,6 +116,9 @@ fn an_upstream_that_is_off_is_passed_over_and_without_another_it_is_a_503() {
     assert!(gateway.is_serving());
     assert!(first.calls().is_empty());
     assert_eq!(second.calls().len(), 1);
+    // What names no model belongs to one upstream.
+    assert_eq!(gateway.get("/user/balance").status, 503);
+    assert!(first.calls().is_empty());
     off(&gateway, "/switches/upstream/backup");
     let answer = gateway.post(CHAT, &chat("hello"));
     let text = answer.text();
