@@ -29,6 +29,7 @@ mod intake;
 mod overload;
 mod record;
 mod resume;
+mod upstream_head;
 mod verdict;
 mod waiting;
 

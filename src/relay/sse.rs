@@ -6,6 +6,7 @@
 //! Fragments may be cut anywhere. Nothing is copied but a line that is cut; the
 //! forwarded bytes are the very same unless a usage chunk is taken out.
 
+use crate::json;
 use crate::relay::event::{FinishReason, Seen, Shape};
 use crate::relay::pattern::{Match, Pattern};
 use crate::relay::reading::{self, Kind, Reading};
@@ -112,8 +113,18 @@ impl Scanner {
         if !self.line.is_empty() {
             self.line(b"", 0..0, &mut here);
         }
+        let ended = self.seen.ended;
+        // Without its blank line an event is read only as far as it is there: half of the last one
+        // is no end, whatever its name says.
+        let half = self.has_data && self.is_half(&self.data.bytes);
         let usage_only = self.dispatch(b"", &mut here);
+        self.seen.ended &= ended || !half;
         self.strip.as_mut()?.finish(usage_only)
+    }
+
+    fn is_half(&self, data: &[u8]) -> bool {
+        let done = data.trim_ascii() == b"[DONE]";
+        self.data.long || (!done && json::pick(data, []).is_none())
     }
 
     /// Passes over a byte order mark at the start of the stream, which may be cut

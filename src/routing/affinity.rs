@@ -36,12 +36,12 @@ pub fn key(tenant: &str, model: &str, fields: &Fields<'_>) -> Option<u64> {
     for (number, part) in (1..).zip(beside) {
         if let Some(value) = part.as_ref().and_then(|span| fields.bytes(span)) {
             hash.word(number);
-            told |= Head::of(value, BESIDE, &mut hash).whole();
+            told |= Head::of(value, BESIDE, &mut hash).take_whole();
         }
     }
     for part in [&fields.messages, &fields.input] {
         if let Some(value) = part.as_ref().and_then(|span| fields.bytes(span)) {
-            told |= Head::of(value, MESSAGES, &mut hash).to_first_user_message();
+            told |= Head::of(value, MESSAGES, &mut hash).take_to_first_user_message();
         }
     }
     let prompt = fields.prompt.as_ref().and_then(|span| fields.bytes(span));
@@ -168,7 +168,7 @@ impl<'a, 'h> Head<'a, 'h> {
     }
 
     /// Takes all of it, up to the cap. Says whether there was a text.
-    fn whole(mut self) -> bool {
+    fn take_whole(mut self) -> bool {
         self.of_message = self.left;
         while self.of_message > 0
             && let Some(token) = self.tokens.next(self.of_message.max(SHORT))
@@ -180,7 +180,7 @@ impl<'a, 'h> Head<'a, 'h> {
 
     /// Takes the messages to the end of the first one of the user, or all. Says whether there was a
     /// text.
-    fn to_first_user_message(mut self) -> bool {
+    fn take_to_first_user_message(mut self) -> bool {
         let mut of_user = false;
         while let Some(token) = self.tokens.next(self.of_message.max(SHORT)) {
             if self.depth == 0

@@ -246,22 +246,32 @@ impl Passes {
         let pool = &self.lane.pool;
         let took = now.saturating_duration_since(self.began);
         self.lane.first_content(self.account, took, self.began, now);
-        if std::mem::take(&mut self.timed) {
-            self.latencies()
-                .for_each(|latency| latency.first_content(took, now));
-        }
+        let timed = std::mem::take(&mut self.timed).then_some(took);
         let took = self.awaited.then_some(took);
         // Only of a probe: of others, one says nothing.
         let watched = |pass: Pass| took.filter(|_| pass.is_probe());
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
             let slow = watched(pass).is_some_and(|it| pool.is_slow_account(self.account, it, now));
+            if pass.is_probe()
+                && !slow
+                && let Some(place) = self.lane.places.get(self.account)
+            {
+                place.latency.forget();
+            }
             account.first_content(pass, took, slow, now, pool.terms);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
             let slow = watched(pass);
             let slow = slow.is_some_and(|it| pool.is_slow_endpoint(self.endpoint, it, now));
+            if pass.is_probe() && !slow {
+                slot.state.latency.forget();
+            }
             let (condition, terms) = (&slot.state.condition, pool.watch().terms);
             condition.first_content(pass, took, slow, now, terms);
+        }
+        if let Some(took) = timed {
+            let latencies = self.latencies();
+            latencies.for_each(|latency| latency.first_content(took, now));
         }
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()

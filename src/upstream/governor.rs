@@ -173,7 +173,10 @@ impl Governor {
             return;
         };
         let mut memory = self.memory.lock();
-        let used = self.pressed.swap(false, Ordering::Relaxed) || load.in_flight >= learned;
+        // Half is enough: whoever has others beside it is never filled up, for it is the dearer the
+        // fewer places it has left.
+        let loaded = load.in_flight >= learned.div_ceil(2);
+        let used = self.pressed.swap(false, Ordering::Relaxed) || loaded;
         let looked = memory.looked.replace(now).unwrap_or(now);
         if !used {
             return;

@@ -60,6 +60,11 @@ impl Latency {
         seen.moved = now;
     }
 
+    /// What was seen before is over: it has recovered.
+    pub fn forget(&self) {
+        self.0.lock().mean = 0.0;
+    }
+
     /// It is no longer waited for.
     pub fn ended_without(&self) {
         let mut seen = self.0.lock();
@@ -103,6 +108,18 @@ mod tests {
         let later = seen(100, start + FADING);
         assert!((300_000..500_000).contains(&later), "{later}");
         assert!(seen(100, start + FADING * 9) < 101_000);
+    }
+
+    #[test]
+    fn whoever_has_recovered_is_not_held_to_what_it_was() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        latency.began(start);
+        latency.first_content(MS * 9_000, start);
+        latency.began(start);
+        latency.forget();
+        latency.first_content(MS * 100, start + MS);
+        assert_eq!(latency.estimate(start + MS), 100_000);
     }
 
     #[test]

@@ -12,6 +12,7 @@
     reason = "tests may stop loudly, wait, and read the environment of the process they run in"
 )]
 
+mod affinity;
 mod bad_account;
 mod bodies;
 mod capacity;
@@ -42,6 +43,7 @@ mod limits;
 mod passthrough;
 mod poisoned;
 mod resume;
+mod retry_storm;
 mod rotation;
 mod scan;
 mod sdk;
@@ -49,6 +51,7 @@ mod secrets;
 mod shared_counts;
 mod signing_clients;
 mod slow_clients;
+mod soak;
 mod sources;
 mod store_faults;
 mod storm;

@@ -206,6 +206,28 @@ fn errors_inside_a_stream_are_seen_after_content_too() {
 }
 
 #[test]
+fn half_of_the_last_event_is_no_end_whatever_its_name() {
+    let stop = "event: message_stop\ndata: {\"type\":\"message_stop\"}";
+    for (shape, end, ended) in [
+        (Shape::Messages, stop, true),
+        (Shape::Messages, &stop[..stop.len() - 1], false),
+        (Shape::Messages, "event: message_stop\ndata", false),
+        (
+            Shape::Responses,
+            "event: response.completed\ndata: {\"type\":\"response.completed\",\"resp",
+            false,
+        ),
+        (Shape::Chat, "data: [DONE]", true),
+        (Shape::Chat, "data: [DON", false),
+    ] {
+        assert_eq!(whole(shape, end).ended, ended, "{end}");
+        // What has ended properly is not taken back.
+        let more = format!("{stop}\n\n{}", &stop[..30]);
+        assert!(whole(Shape::Messages, &more).ended);
+    }
+}
+
+#[test]
 fn bytes_after_the_end_are_counted() {
     let seen = whole(Shape::Chat, "data: [DONE]\n\n: bye\n\ndata: x\n\n");
     assert_eq!(seen.bytes_after_end, 7);

@@ -276,7 +276,7 @@ proptest! {
     #[test]
     fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), most in 0usize..40) {
         let mut hash = Hash(0);
-        Head::of(&bytes, most, &mut hash).whole();
-        Head::of(&bytes, most, &mut hash).to_first_user_message();
+        Head::of(&bytes, most, &mut hash).take_whole();
+        Head::of(&bytes, most, &mut hash).take_to_first_user_message();
     }
 }

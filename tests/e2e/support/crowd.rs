@@ -461,7 +461,8 @@ fn finished(finish: Option<&str>, said: Said) -> Fate {
     }
 }
 
-fn of_answer(surface: Surface, text: &str, whole: bool) -> Fate {
+/// What an answer in one piece says.
+pub fn of_answer(surface: Surface, text: &str, whole: bool) -> Fate {
     if !whole {
         return Fate::Broken("within an answer".to_owned());
     }
