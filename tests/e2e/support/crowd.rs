@@ -398,7 +398,12 @@ impl Said {
 
 fn of_stream(surface: Surface, text: &str, whole: bool) -> Fate {
     let (mut said, mut finish, mut ended) = (Said::default(), None, false);
-    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
+    // An event is one by its blank line: what comes after the last one is thrown away.
+    let events = text.rsplit_once("\n\n").map_or("", |(events, _)| events);
+    for data in events
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+    {
         if ended {
             continue;
         }
@@ -406,12 +411,9 @@ fn of_stream(surface: Surface, text: &str, whole: bool) -> Fate {
             ended = surface == Surface::Chat;
             continue;
         }
-        // Half an event: so it is broken.
         let Ok(event) = serde_json::from_str::<Value>(data) else {
-            return match whole {
-                true => Fate::Pretends(format!("no JSON: {data}")),
-                false => Fate::Broken("within an event".to_owned()),
-            };
+            // There SDKs raise.
+            return Fate::Broken("no JSON in an event".to_owned());
         };
         let failed = matches!(event["type"].as_str(), Some("error" | "response.failed"));
         if failed || !event["error"].is_null() {
