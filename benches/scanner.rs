@@ -15,6 +15,7 @@ use tidegate::relay::event::Shape;
 use tidegate::relay::sse::Scanner;
 use tidegate::request::edit::Edits;
 use tidegate::request::scan::scan;
+use tidegate::routing::affinity;
 
 const MEBIBYTE: usize = 1 << 20;
 
@@ -55,6 +56,19 @@ fn requests(c: &mut Criterion) {
     ] {
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_function(name, |b| b.iter(|| scan(black_box(&body)).unwrap().end));
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("conversation key");
+    for (name, size) in [("1 KiB", 1024), ("1 MiB", MEBIBYTE)] {
+        let body = request(size, "The quick brown fox jumps. ");
+        let fields = scan(&body).unwrap();
+        group.bench_function(name, |b| {
+            b.iter(|| affinity::key("acme", "deepseek-flash", black_box(&fields)));
+        });
+        group.bench_function(format!("{name}, files"), |b| {
+            b.iter(|| black_box(&fields).names_files());
+        });
     }
     group.finish();
 

@@ -3,6 +3,9 @@
 //!
 //! Stages read what earlier ones left and write their own part; nothing here decides.
 
+mod answer;
+mod attempts;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,17 +18,11 @@ use pingora_proxy::Session;
 
 use crate::admission::estimate::{Learned, Prompt};
 use crate::admission::lease::Lease;
-use crate::config::settings::{AccountId, FailureClass, UpstreamId};
 use crate::downstream::connection::ConnectionState;
 use crate::downstream::in_flight::RequestGuard;
 use crate::identity::directory::Identity;
 use crate::identity::signed_request::body::HeldBack;
-use crate::relay::answer::AnswerScanner;
-use crate::relay::prelude::Prelude;
-use crate::relay::resume::{Rewriter, Transcript};
-use crate::relay::sse;
 use crate::relay::usage::Usage;
-use crate::relay::withheld::Withheld;
 use crate::request::body::Share;
 use crate::request::rate::RateLimits;
 use crate::request::refusal::{Family, Refusal};
@@ -35,8 +32,11 @@ use crate::routing::route::{Route, Variant};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Shown;
 use crate::upstream::breaker::Caller;
-use crate::upstream::clocks::{Clocks, Progress};
-use crate::upstream::pool::{AccountSlot, Chosen, EndpointSlot, Lane, Tried, Wish};
+use crate::upstream::clocks::Clocks;
+use crate::upstream::pool::{Lane, Wish};
+
+pub use answer::{Answer, Resumption, Watch};
+pub use attempts::{Attempt, Attempts, Broken, Names, Step, Try};
 
 /// Everything known of one request.
 pub struct Context {
@@ -143,215 +143,6 @@ pub enum Outbound {
         /// Of a signed upload.
         check: Option<Box<HeldBack>>,
     },
-}
-
-/// What was and is being tried.
-#[derive(Default)]
-pub struct Attempts {
-    pub made: u32,
-    /// With the variant that is asked.
-    pub tried: Tried,
-    /// Index into [`Routed::variants`].
-    pub lane: usize,
-    pub current: Option<Attempt>,
-    /// Time spent waiting for places, over all attempts.
-    pub queued: Duration,
-    /// Attempts that ran into a dead pooled connection; not counted in `made`.
-    pub stale: u32,
-    /// The last failure may be followed by another attempt.
-    pub again: bool,
-    /// The variant that the last one went to.
-    pub asked: Option<usize>,
-    /// What the last one failed with.
-    pub failed: Option<FailureClass>,
-    /// The next one does not begin before this.
-    pub pause_until: Option<Instant>,
-    /// After which time an upstream that is closed now may be asked, if one is.
-    pub reopens: Option<Duration>,
-    /// Those before it.
-    pub earlier: Vec<Try>,
-    /// The last one that has ended, for the record.
-    pub last: Option<Try>,
-    /// Those that broke after content, and were gone on from.
-    pub broken: Vec<Broken>,
-    /// It ended because the client left, with the upstream at work.
-    pub left_at_work: bool,
-}
-
-/// An attempt that broke after content, with what it took by our count.
-pub struct Broken {
-    pub names: Names,
-    pub usage: Usage,
-}
-
-/// Where an attempt went, by name.
-#[derive(Debug, Clone)]
-pub struct Names {
-    pub upstream: UpstreamId,
-    pub account: AccountId,
-    pub endpoint: String,
-    /// As the upstream calls it; empty for calls without one.
-    pub model: String,
-}
-
-/// How far an attempt has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// The request's head is on its way.
-    Sent,
-    /// The answer's head is there.
-    Head,
-    /// Something came that shows that the upstream is alive, and no more.
-    KeepAlive,
-    /// More than that, and no content yet.
-    Begun,
-    Content,
-}
-
-/// An attempt that has ended.
-pub struct Try {
-    pub names: Names,
-    /// The label of `tidegate_attempts_total`.
-    pub outcome: &'static str,
-    pub took: Duration,
-}
-
-/// The try that is under way.
-pub struct Attempt {
-    pub chosen: Chosen,
-    pub lane: Arc<Lane>,
-    pub began: Instant,
-    pub clocks: Clocks,
-    pub progress: Progress,
-    /// The request head went out: from here on a failure may have cost money.
-    pub sent: bool,
-    /// An answer's head came in: the connection was alive.
-    pub answered: bool,
-}
-
-/// What comes back.
-#[derive(Default)]
-pub struct Answer {
-    /// Status sent to the client; 0 until an answer, an upstream's or ours, is decided.
-    pub status: u16,
-    /// The client has a head, and after it nothing but signs of life: whatever comes, comes under
-    /// this head, and errors as events.
-    pub opened: bool,
-    /// More than that is on its way to the client: no other upstream can take over unnoticed.
-    pub begun: bool,
-    pub watch: Watch,
-    /// What of a stream waits for its first content.
-    pub prelude: Prelude,
-    /// What of an answer in one piece waits for its end.
-    pub withheld: Withheld,
-    /// There if the stream may be gone on with elsewhere.
-    pub resumption: Option<Box<Resumption>>,
-    pub first_content: Option<Instant>,
-    pub last_piece: Option<Instant>,
-    pub gaps: Option<prometheus::Histogram>,
-    pub upstream_trace: Option<String>,
-    /// The proper end was seen and passed on.
-    pub complete: bool,
-    pub interrupted: bool,
-    /// The configured answer goes out in place of a model's.
-    pub degraded: bool,
-}
-
-/// What it takes to go on with a stream elsewhere.
-pub struct Resumption {
-    /// As it was sent first.
-    pub question: Bytes,
-    /// What the client has.
-    pub transcript: Transcript,
-    /// Makes the rest look like one with what came before.
-    pub rewriter: Option<Rewriter>,
-    /// Written down for the client and not sent yet: it came with the break.
-    pub owed: Bytes,
-    /// How often the stream was gone on with.
-    pub made: u32,
-    /// Completion tokens of what the client has that are on a broken attempt's bill.
-    pub billed: u64,
-}
-
-impl Resumption {
-    pub fn new(question: Bytes) -> Self {
-        Self {
-            question,
-            transcript: Transcript::new(),
-            rewriter: None,
-            owed: Bytes::new(),
-            made: 0,
-            billed: 0,
-        }
-    }
-}
-
-/// Who looks at the answer's bytes.
-#[derive(Default)]
-pub enum Watch {
-    /// Nobody: files, balance.
-    #[default]
-    Nothing,
-    Stream(Box<sse::Scanner>),
-    Whole(Box<AnswerScanner>),
-    /// An upstream's error, gathered to be told in our words.
-    Error {
-        status: u16,
-        gathered: Vec<u8>,
-    },
-}
-
-impl Attempts {
-    /// Where the last one went that has ended.
-    pub fn last_names(&self) -> Option<&Names> {
-        self.last.as_ref().map(|last| &last.names)
-    }
-
-    /// Writes down how an attempt went.
-    pub fn ended(&mut self, names: Names, outcome: &'static str, took: Duration) {
-        let ended = Try {
-            names,
-            outcome,
-            took,
-        };
-        self.earlier.extend(self.last.replace(ended));
-    }
-
-    /// Goes on to the next variant, with nothing tried there yet.
-    pub fn next_lane(&mut self) {
-        self.lane += 1;
-        self.tried = Tried::default();
-    }
-}
-
-impl Attempt {
-    pub fn account_slot(&self) -> Option<&AccountSlot> {
-        self.lane.pool.accounts.get(self.chosen.account)
-    }
-
-    pub fn endpoint_slot(&self) -> Option<&EndpointSlot> {
-        self.lane.pool.endpoints.get(self.chosen.endpoint)
-    }
-
-    /// Does the account rest for this model, after a 429?
-    pub fn rests_for_model(&self, now: Instant) -> bool {
-        let mut rests = self.lane.rests(now);
-        rests.nth(self.chosen.account).unwrap_or(false)
-    }
-
-    pub fn names(&self) -> Names {
-        let endpoint = self.lane.pool.endpoints.get(self.chosen.endpoint);
-        Names {
-            upstream: self.lane.pool.settings.id.clone(),
-            account: self
-                .account_slot()
-                .map_or_else(|| AccountId::new(""), |account| account.id.clone()),
-            endpoint: endpoint
-                .map(|slot| slot.settings.url.clone())
-                .unwrap_or_default(),
-            model: self.lane.model.clone(),
-        }
-    }
 }
 
 impl Context {

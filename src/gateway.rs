@@ -29,6 +29,7 @@ mod intake;
 mod overload;
 mod record;
 mod resume;
+mod upstream_head;
 mod verdict;
 mod waiting;
 
@@ -52,6 +53,7 @@ use crate::context::Context;
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
+use crate::routing::switches::Switches;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 use guessing::Guessing;
@@ -67,6 +69,7 @@ pub struct Gateway {
     pub overload: Overload,
     pub counting: Arc<Counting>,
     pub journal: Arc<Journal>,
+    pub switches: Arc<Switches>,
     /// Seeded at random, for fingerprints of what callers show.
     pub hasher: RandomState,
 }

@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use tidegate::request::edit::{Edits, JsonText};
 use tidegate::request::scan::{self, Fields, ScanError};
+use tidegate::routing::affinity;
 
 pub fn check(body: &[u8]) {
     let theirs = serde_json::from_slice::<IgnoredAny>(body).is_ok();
@@ -49,6 +50,9 @@ fn agreed(body: &[u8], fields: &Fields<'_>) {
                 .is_some_and(|value| !value.is_empty())
         );
     }
+    let _ = fields.names_files();
+    let key = affinity::key("tenant", "model", fields);
+    assert_eq!(key, affinity::key("tenant", "model", fields));
     let Some(theirs) = read(body) else {
         return;
     };

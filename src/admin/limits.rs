@@ -11,7 +11,7 @@ use log::info;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Desk, json as answer, text};
+use super::{Desk, json as answer, quoted, text};
 use crate::admission::allowance::{Rule, Side};
 use crate::admission::clock::Now;
 use crate::admission::counting::{Counting, Stand};
@@ -22,8 +22,6 @@ use crate::snapshot::Snapshot;
 
 /// A change is a few words.
 const MOST_BODY: usize = 4 * 1024;
-/// Characters of a name that is told back.
-const MOST_QUOTED: usize = 80;
 /// Limits that are named when one is not known.
 const MOST_LISTED: usize = 20;
 
@@ -243,12 +241,6 @@ fn no_limit(side: &Side, asked: &str) -> Response<Full<Bytes>> {
         some.join(", ")
     );
     text(StatusCode::NOT_FOUND, words)
-}
-
-/// As it was asked for, or a part of it.
-fn quoted(asked: &str) -> String {
-    let short: String = asked.chars().take(MOST_QUOTED).collect();
-    format!("{short:?}")
 }
 
 #[cfg(test)]

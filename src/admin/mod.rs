@@ -6,6 +6,7 @@
 mod limits;
 mod states;
 mod status;
+mod switches;
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -28,12 +29,15 @@ use tokio::sync::Semaphore;
 
 use crate::admission::counting::Counting;
 use crate::config::secret::Secret;
+use crate::routing::switches::Switches;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::readiness::Readiness;
 
 /// Operators and scrapers are few.
 const MAX_CONNECTIONS: usize = 64;
+/// Characters of a name that is told back.
+const MOST_QUOTED: usize = 80;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Then the peer has to come again: one that does not read must not keep its place.
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
@@ -48,6 +52,7 @@ struct Desk {
     token: Option<Secret>,
     current: Current,
     counting: Arc<Counting>,
+    switches: Arc<Switches>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
 }
@@ -58,6 +63,7 @@ impl AdminService {
         token: Option<Secret>,
         current: Current,
         counting: Arc<Counting>,
+        switches: Arc<Switches>,
         metrics: Arc<Metrics>,
         readiness: Arc<Readiness>,
     ) -> Self {
@@ -65,6 +71,7 @@ impl AdminService {
             token,
             current,
             counting,
+            switches,
             metrics,
             readiness,
         });
@@ -130,6 +137,16 @@ impl Desk {
                 unauthorized()
             };
         }
+        if ["/switches", "/drains"]
+            .iter()
+            .any(|ours| path.starts_with(ours))
+        {
+            return if self.may_ask(&request) {
+                self.switches(request, peer).await
+            } else {
+                unauthorized()
+            };
+        }
         if request.method() != Method::GET {
             return text(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -142,20 +159,27 @@ impl Desk {
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
             "/metrics" => self.metrics(),
             _ if !self.may_ask(&request) => unauthorized(),
-            "/status" => json(status::report(
-                &self.current.load(),
-                self.readiness.is_ready(),
-                Instant::now(),
-            )),
+            "/status" => self.status(),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "There is /healthz, /readyz, /metrics, /status and /limits/TENANT.\n",
+                "There is /healthz, /readyz, /metrics, /status, /limits/TENANT, /switches and /drains.\n",
             ),
         }
     }
 
+    fn status(&self) -> Response<Full<Bytes>> {
+        let snapshot = self.current.load();
+        let mut report = status::report(&snapshot, self.readiness.is_ready(), Instant::now());
+        if let Some(report) = report.as_object_mut() {
+            let switches = switches::report(&self.switches, &snapshot.settings);
+            report.insert("switches".to_owned(), switches);
+        }
+        json(report)
+    }
+
     fn metrics(&self) -> Response<Full<Bytes>> {
         status::refresh(&self.metrics, &self.current.load(), Instant::now());
+        switches::refresh(&self.metrics, &self.switches);
         if let Some(counts) = self.counting.shared() {
             status::refresh_shared(&self.metrics, counts);
         }
@@ -179,6 +203,12 @@ impl Desk {
             .unwrap_or_default();
         shown.ct_eq(token.expose().as_bytes()).into()
     }
+}
+
+/// As it was asked for, or a part of it.
+fn quoted(asked: &str) -> String {
+    let short: String = asked.chars().take(MOST_QUOTED).collect();
+    format!("{short:?}")
 }
 
 fn unauthorized() -> Response<Full<Bytes>> {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::condition::{ACCOUNT_STATES, ENDPOINT_STATES, Shown};
+use crate::upstream::credit;
 use crate::upstream::gate::Reason;
 use crate::upstream::pool::{AccountSlot, EndpointSlot, Lane, Pool};
 
@@ -27,9 +28,41 @@ pub fn accounts(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
             "reason": shown.reason.map(Reason::as_str),
             "until": shown.until.and_then(|until| moment(until, now)),
             "resting": !pool.may_be_asked(slot, now),
+            "balance": balance(pool, slot),
         })
     };
     pool.accounts.iter().enumerate().map(account).collect()
+}
+
+/// What the provider has said is left, by currency; null if it was never asked or never said.
+fn balance(pool: &Pool, slot: &AccountSlot) -> Value {
+    let entry = |shown: credit::Shown| {
+        json!({
+            "currency": shown.balance.currency,
+            "left": shown.balance.text(),
+            "low": shown.low.unwrap_or(false),
+        })
+    };
+    let shown = funds(pool, slot).map(|shown| shown.into_iter().map(entry).collect());
+    shown.unwrap_or(Value::Null)
+}
+
+fn funds(pool: &Pool, slot: &AccountSlot) -> Option<Vec<credit::Shown>> {
+    let credit = pool.settings.credit.as_ref()?;
+    slot.state.funds.shown(&credit.low_water)
+}
+
+fn refresh_funds(metrics: &Metrics, pool: &Pool, slot: &AccountSlot) {
+    for shown in funds(pool, slot).unwrap_or_default() {
+        let (upstream, account) = (pool.settings.id.as_str(), slot.id.as_str());
+        let labels = [upstream, account, shown.balance.currency.as_str()];
+        let gauge = metrics.account_balance.with_label_values(&labels);
+        gauge.set(shown.balance.units());
+        if let Some(low) = shown.low {
+            let gauge = metrics.account_balance_low.with_label_values(&labels);
+            gauge.set(i64::from(low));
+        }
+    }
 }
 
 /// The endpoints of an upstream.
@@ -72,6 +105,8 @@ pub fn breakers(snapshot: &Snapshot, pool: &Pool, now: Instant) -> Vec<Value> {
 pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.account_state.reset();
     metrics.endpoint_state.reset();
+    metrics.account_balance.reset();
+    metrics.account_balance_low.reset();
     metrics.breaker_state.reset();
     metrics.upstream_transitions.reset();
     for pool in &snapshot.pools {
@@ -83,6 +118,7 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
                 let gauge = metrics.account_state.with_label_values(&labels);
                 gauge.set(i64::from(state == is));
             }
+            refresh_funds(metrics, pool, slot);
         }
         for slot in &pool.endpoints {
             let is = slot.state.condition.shown().state;

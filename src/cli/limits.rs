@@ -5,29 +5,16 @@
 
 mod table;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
-
 use clap::{Args, Subcommand, ValueEnum};
-use http::StatusCode;
-use serde_json::{Value, json};
+use http::Method;
+use serde_json::json;
 
 use self::table::Report;
 use super::key::id;
-use super::{Exit, complain, complain_of, print};
-use crate::config::admin::{self, Access, AccessError};
+use super::operator::{AccessOptions, Gateway, Problem};
+use super::{Exit, complain, print};
+use crate::config::money;
 use crate::config::nearest::hint;
-use crate::config::secret::Secret;
-use crate::config::{Layer, money, process_environment};
-
-/// Where the example configurations have it.
-const ADDRESS: &str = "127.0.0.1:9080";
-const TOKEN: &str = "${env:TIDEGATE_ADMIN_TOKEN}";
-/// The gateway has all it needs in memory.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A thousand limits with long names.
-const MOST_ANSWER: usize = 1 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum Verb {
@@ -88,23 +75,6 @@ pub(super) struct Change {
     reason: String,
 }
 
-/// How the gateway's operators' listener is reached.
-#[derive(Args)]
-pub(super) struct AccessOptions {
-    /// The gateway's admin listener [default: 127.0.0.1:9080, or as in the configuration]
-    #[arg(long, value_name = "ADDRESS")]
-    admin: Option<SocketAddr>,
-    /// Its token, by reference: ${env:NAME}, ${file:PATH} or ${credential:NAME} [default:
-    /// ${env:TIDEGATE_ADMIN_TOKEN}, or as in the configuration]
-    // Text, so that the parser does not repeat a secret that was put here by mistake.
-    #[arg(long, value_name = "REFERENCE")]
-    token: Option<String>,
-    /// The gateway's configuration, a YAML file or a folder of them, of which `server.admin` alone
-    /// is read. As with `run`, it may be given several times
-    #[arg(short, long, value_name = "PATH")]
-    config: Vec<PathBuf>,
-}
-
 #[derive(Args)]
 pub(super) struct Shown {
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -117,19 +87,6 @@ enum Format {
     Table,
     /// The gateway's answer as it is; money in nano-units of the currency
     Json,
-}
-
-/// What went wrong, and the exit that says so.
-struct Problem(Exit, String);
-
-impl Problem {
-    fn lasting(text: impl Into<String>) -> Self {
-        Self(Exit::Misconfigured, text.into())
-    }
-
-    fn passing(text: impl Into<String>) -> Self {
-        Self(Exit::Failure, text.into())
-    }
 }
 
 pub(super) fn limits(verb: Verb) -> Exit {
@@ -153,7 +110,7 @@ pub(super) fn limits(verb: Verb) -> Exit {
 
 fn carry_out(verb: &Verb, gateway: &Gateway) -> Result<String, Problem> {
     match verb {
-        Verb::Show { tenant, .. } => gateway.ask(&format!("/limits/{tenant}"), None),
+        Verb::Show { tenant, .. } => gateway.ask(Method::GET, &format!("/limits/{tenant}"), None),
         Verb::Grant {
             tenant,
             limit,
@@ -162,13 +119,18 @@ fn carry_out(verb: &Verb, gateway: &Gateway) -> Result<String, Problem> {
             ..
         } => {
             // Looked at first, for the unit that the amount is in.
-            let standing = Report::parse(&gateway.ask(&format!("/limits/{tenant}"), None)?)
-                .map_err(Problem::passing)?;
+            let standing =
+                Report::parse(&gateway.ask(Method::GET, &format!("/limits/{tenant}"), None)?)
+                    .map_err(Problem::passing)?;
             let amount = amount_of(&standing, limit, change.group, amount)?;
             let body = json!({
                 "limit": limit, "amount": amount, "group": change.group, "reason": change.reason,
             });
-            gateway.ask(&format!("/limits/{tenant}/grant"), Some(&body))
+            gateway.ask(
+                Method::POST,
+                &format!("/limits/{tenant}/grant"),
+                Some(&body),
+            )
         }
         Verb::Reset {
             tenant,
@@ -177,7 +139,11 @@ fn carry_out(verb: &Verb, gateway: &Gateway) -> Result<String, Problem> {
             ..
         } => {
             let body = json!({"limit": limit, "group": change.group, "reason": change.reason});
-            gateway.ask(&format!("/limits/{tenant}/reset"), Some(&body))
+            gateway.ask(
+                Method::POST,
+                &format!("/limits/{tenant}/reset"),
+                Some(&body),
+            )
         }
     }
 }
@@ -230,145 +196,6 @@ fn amount_of(report: &Report, name: &str, group: bool, text: &str) -> Result<u64
     }
     let nanos = u64::try_from(amount.nanos).ok().filter(|nanos| *nanos > 0);
     nanos.ok_or_else(|| Problem::lasting("--amount: 0, or more than can be counted"))
-}
-
-impl AccessOptions {
-    fn open(&self) -> Result<Gateway, Exit> {
-        let fallen = |why: String| {
-            complain(&why);
-            Exit::Misconfigured
-        };
-        let written = if self.config.is_empty() {
-            None
-        } else {
-            Some(self.written()?)
-        };
-        let (address, kept) = match written {
-            Some(Access { address, token }) => (Some(address), Some(token)),
-            None => (None, None),
-        };
-        let token = match (&self.token, kept) {
-            (Some(reference), _) => named(reference).map_err(fallen)?,
-            (None, Some(Some(token))) => token,
-            (None, Some(None)) => {
-                return Err(fallen(
-                    "server.admin has no token, so its gateway shows and changes no limits"
-                        .to_owned(),
-                ));
-            }
-            (None, None) => named(TOKEN).map_err(fallen)?,
-        };
-        let address = match self.admin.or(address) {
-            Some(address) => address,
-            None => ADDRESS
-                .parse()
-                .map_err(|_| fallen("the default address is none".to_owned()))?,
-        };
-        Gateway::new(address, token).map_err(|Problem(exit, why)| {
-            complain(&why);
-            exit
-        })
-    }
-
-    fn written(&self) -> Result<Access, Exit> {
-        let layers: Vec<_> = self.config.iter().cloned().map(Layer::Path).collect();
-        admin::access(&layers, &process_environment).map_err(|cause| match cause {
-            AccessError::Mistakes(mistakes) => complain_of(&mistakes),
-            cause => {
-                complain(&cause.to_string());
-                Exit::Misconfigured
-            }
-        })
-    }
-}
-
-fn named(reference: &str) -> Result<Secret, String> {
-    admin::named(reference, &process_environment).map_err(|cause| {
-        format!("--token: {cause}; name the admin token as ${{env:NAME}} or ${{file:PATH}}")
-    })
-}
-
-/// The running gateway, as its operators reach it.
-struct Gateway {
-    address: SocketAddr,
-    token: Secret,
-    client: reqwest::Client,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Gateway {
-    fn new(address: SocketAddr, token: Secret) -> Result<Self, Problem> {
-        let failed = |cause: &dyn std::fmt::Display| {
-            Problem::passing(format!("cannot ask the gateway: {cause}"))
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|cause| failed(&cause))?;
-        // The token goes nowhere but to this address.
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(PATIENCE)
-            .build()
-            .map_err(|cause| failed(&cause))?;
-        Ok(Self {
-            address,
-            token,
-            client,
-            runtime,
-        })
-    }
-
-    /// GETs, or POSTs `body`; the text of a good answer.
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<String, Problem> {
-        let url = format!("http://{}{path}", self.address);
-        let request = match body {
-            None => self.client.get(url),
-            Some(body) => self.client.post(url).body(body.to_string()),
-        };
-        let request = request.bearer_auth(self.token.expose());
-        let (status, text) = self.runtime.block_on(async {
-            let mut answer = request.send().await.map_err(|cause| self.away(&cause))?;
-            let mut bytes = Vec::new();
-            while let Some(chunk) = answer.chunk().await.map_err(|cause| self.away(&cause))? {
-                bytes.extend_from_slice(&chunk);
-                if bytes.len() > MOST_ANSWER {
-                    return Err(Problem::passing("the gateway's answer is too long"));
-                }
-            }
-            let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-            Ok((answer.status(), text))
-        })?;
-        match status {
-            StatusCode::OK => Ok(text),
-            StatusCode::UNAUTHORIZED => Err(Problem::lasting(format!(
-                "the gateway at {} takes another admin token, or has none; it is that of \
-                 server.admin.token",
-                self.address
-            ))),
-            status if status.is_client_error() => Err(Problem::lasting(text)),
-            status => Err(Problem::passing(format!(
-                "the gateway at {} answers {status}: {text}",
-                self.address
-            ))),
-        }
-    }
-
-    fn away(&self, cause: &reqwest::Error) -> Problem {
-        let why = if cause.is_timeout() {
-            "does not answer"
-        } else if cause.is_connect() {
-            "is not there"
-        } else {
-            "does not answer as a gateway does"
-        };
-        Problem::passing(format!(
-            "the gateway at {} {why}; is it running, and is that its server.admin.address? Another \
-             is named by --admin, or read by -c",
-            self.address
-        ))
-    }
 }
 
 #[cfg(test)]

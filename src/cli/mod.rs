@@ -5,8 +5,10 @@ mod demo;
 mod emulate;
 mod key;
 mod limits;
+mod operator;
 mod run;
 mod sources;
+mod switch;
 mod usage;
 
 use std::io::{self, IsTerminal, Write};
@@ -48,7 +50,8 @@ impl From<Exit> for ExitCode {
         tidegate check -c tidegate.yaml          find every mistake in a configuration\n  \
         tidegate run -c tidegate.yaml            serve\n  \
         tidegate limits show search              what a tenant has used of its limits\n  \
-        tidegate usage -c tidegate.yaml          who used how much this month\n\n\
+        tidegate usage -c tidegate.yaml          who used how much this month\n  \
+        tidegate switch off tenant search …      stop what does harm; also for models and upstreams\n\n\
         Exit codes:\n  \
         0  done\n  \
         1  failed while running (a port is taken, a file cannot be read, no gateway answers)\n  \
@@ -84,6 +87,21 @@ enum Verb {
         #[command(subcommand)]
         verb: limits::Verb,
     },
+    /// Switch a tenant, a model or an upstream of the running gateway off or on
+    Switch {
+        #[command(subcommand)]
+        verb: switch::Verb,
+    },
+    /// Send nothing new to an account or an endpoint; what is under way there ends as it would
+    Drain {
+        #[command(subcommand)]
+        place: switch::Place<switch::Why>,
+    },
+    /// Use a drained account or endpoint again
+    Undrain {
+        #[command(subcommand)]
+        place: switch::Place<switch::WhyNot>,
+    },
     /// Report who used how much, and what it cost
     Usage(usage::Options),
     /// Print the JSON Schema of the configuration, for editors
@@ -112,6 +130,9 @@ pub fn main() -> ExitCode {
         Verb::Emulate(options) => emulate::emulate(&options),
         Verb::Key { verb } => key::key(verb),
         Verb::Limits { verb } => limits::limits(verb),
+        Verb::Switch { verb } => switch::switch(verb),
+        Verb::Drain { place } => switch::drain(place),
+        Verb::Undrain { place } => switch::undrain(place),
         Verb::Usage(options) => usage::usage(&options),
         Verb::Schema => print(&(config::schema::text() + "\n")),
     };

@@ -1,6 +1,6 @@
-//! Keeps on disk what must outlive the process: counts of limits, the ledger, what was learned, and
-//! what an old process hands over to a new one. An embedded SQLite file in `state_dir`; it must not
-//! know what the counts mean or when they are written.
+//! Keeps on disk what must outlive the process: counts of limits, the ledger, what was learned, what
+//! operators have switched off, and what an old process hands over to a new one. An embedded SQLite
+//! file in `state_dir`; it must not know what the counts mean or when they are written.
 //!
 //! Everything here blocks: it is for threads that may wait for a disk. A write is one transaction
 //! and survives the end of the process at any instant; the end of the machine may take the last
@@ -16,6 +16,7 @@ mod open;
 pub mod ownership;
 mod reader;
 mod schema;
+mod switches;
 mod watch;
 mod write;
 
@@ -26,6 +27,7 @@ pub use learned::LearnedRow;
 pub use meta::Meta;
 pub use open::{FILE, Opened, State};
 pub use reader::Reader;
+pub use switches::SwitchRow;
 pub use write::Batch;
 
 use rusqlite::Connection;

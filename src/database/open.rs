@@ -129,7 +129,14 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), Database
     let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
     let tables: &[&str] = match size {
         0..=MOST_CHECKED => &["1"],
-        _ => &["meta", "counters", "held", "settlements", "learned"],
+        _ => &[
+            "meta",
+            "counters",
+            "held",
+            "settlements",
+            "learned",
+            "switches",
+        ],
     };
     for table in tables {
         let check = format!("PRAGMA quick_check({table})");

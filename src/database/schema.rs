@@ -11,7 +11,8 @@ pub(super) const APPLICATION_ID: i32 = 0x7469_6465;
 
 /// One step each, never changed once released; the count of steps taken is the file's
 /// `user_version`.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
 CREATE TABLE meta (
     key   TEXT NOT NULL PRIMARY KEY,
     value TEXT NOT NULL
@@ -72,7 +73,20 @@ CREATE TABLE ledger (
     saved      INTEGER NOT NULL,
     PRIMARY KEY (hour, tenant, model, upstream, account)
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+CREATE TABLE switches (
+    kind    TEXT NOT NULL,
+    part_of TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    since   INTEGER NOT NULL, -- unix milliseconds
+    author  TEXT NOT NULL,
+    address TEXT NOT NULL,
+    reason  TEXT NOT NULL,
+    PRIMARY KEY (kind, part_of, name)
+) STRICT, WITHOUT ROWID;
+",
+];
 
 /// The form this program writes.
 pub(super) fn known() -> i64 {

@@ -66,6 +66,18 @@ fn counter(subject: &str, used: u64) -> CounterRow {
     }
 }
 
+fn switch(kind: &str, name: &str) -> SwitchRow {
+    SwitchRow {
+        kind: kind.to_owned(),
+        part_of: String::new(),
+        name: name.to_owned(),
+        since: at(HOUR),
+        author: "ann".to_owned(),
+        address: "127.0.0.1:1".to_owned(),
+        reason: "a loop".to_owned(),
+    }
+}
+
 fn ledger(path: &Path, period: Period) -> Vec<Row> {
     let mut rows = Vec::new();
     let reader = Reader::open(path).unwrap();
@@ -108,6 +120,7 @@ fn what_was_written_is_there_after_a_crash() {
             model: "flash".to_owned(),
             text: "{}".to_owned(),
         }],
+        switches: Some(&[switch("tenant", "search")]),
     };
     database.write(&batch).unwrap();
 
@@ -116,6 +129,7 @@ fn what_was_written_is_there_after_a_crash() {
     assert_eq!(state, State::Existing);
     assert_eq!(again.read_counters().unwrap(), batch.counters);
     assert_eq!(again.read_learned().unwrap(), batch.learned);
+    assert_eq!(again.read_switches().unwrap(), batch.switches.unwrap());
     let held = batch.held.unwrap()[0].clone();
     assert_eq!(again.read_held().unwrap(), [("a".to_owned(), held)]);
     let settled = ("a".to_owned(), batch.settlements[0].clone());
@@ -619,4 +633,46 @@ fn a_report_makes_no_database() {
     ));
     fs::write(&path, "garbage ".repeat(1_000)).unwrap();
     assert!(Reader::open(&path).unwrap_err().is_corrupt());
+}
+
+#[test]
+fn switches_are_replaced_as_a_whole_and_only_where_a_batch_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut database, _) = open(&folder.path().join(FILE));
+    let mut write = |switches: Option<&[SwitchRow]>| {
+        let counters = [counter("tenant/search", 7)];
+        let batch = Batch {
+            counters: &counters,
+            switches,
+            ..Batch::default()
+        };
+        database.write(&batch).unwrap();
+        database.read_switches().unwrap()
+    };
+    let (one, other) = (switch("model", "flash"), switch("tenant", "search"));
+    let both = [one.clone(), other.clone()];
+    assert_eq!(write(Some(&both)), both);
+    assert_eq!(write(None), both);
+    assert_eq!(write(Some(&both[1..])), [other]);
+    assert!(write(Some(&[])).is_empty());
+}
+
+#[test]
+fn a_file_from_before_there_were_switches_gets_room_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE);
+    let (mut database, _) = open(&path);
+    let counters = [counter("tenant/search", 7)];
+    let batch = Batch {
+        counters: &counters,
+        ..Batch::default()
+    };
+    database.write(&batch).unwrap();
+    let before = "DROP TABLE switches; PRAGMA user_version = 1";
+    database.connection.execute_batch(before).unwrap();
+    drop(database);
+    let (database, state) = open(&path);
+    assert_eq!(state, State::Existing);
+    assert!(database.read_switches().unwrap().is_empty());
+    assert_eq!(database.read_counters().unwrap(), counters);
 }

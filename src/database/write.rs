@@ -5,6 +5,7 @@ use rusqlite::TransactionBehavior;
 use super::counters::{self, CounterRow};
 use super::handover::{self, HeldRow, SettlementRow};
 use super::learned::{self, LearnedRow};
+use super::switches::{self, SwitchRow};
 use super::{Database, DatabaseError, ledger};
 use crate::ledger::Row;
 
@@ -21,6 +22,8 @@ pub struct Batch<'a> {
     pub settlements: &'a [SettlementRow],
     /// In the place of the rows before.
     pub learned: &'a [LearnedRow],
+    /// In the place of all that were there; `None` leaves them as they are.
+    pub switches: Option<&'a [SwitchRow]>,
     /// Added to the rows before.
     pub ledger: &'a [Row],
 }
@@ -31,6 +34,7 @@ impl Batch<'_> {
             && self.held.is_none()
             && self.settlements.is_empty()
             && self.learned.is_empty()
+            && self.switches.is_none()
             && self.ledger.is_empty()
     }
 }
@@ -54,6 +58,9 @@ impl Database {
         }
         handover::add_settlements(&transaction, batch.process, batch.settlements)?;
         learned::put(&transaction, batch.learned)?;
+        if let Some(switches) = batch.switches {
+            switches::put(&transaction, switches)?;
+        }
         ledger::add(&transaction, batch.ledger)?;
         transaction.commit()?;
         self.watched.take_note();

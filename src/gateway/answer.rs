@@ -11,7 +11,7 @@ use pingora::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::Gateway;
-use super::verdict::is_stream;
+use super::upstream_head::is_stream;
 use crate::config::settings::FailureClass;
 use crate::context::{Answer, Attempt, Context, Routed, Step, Watch};
 use crate::relay::answer::AnswerScanner;
@@ -128,6 +128,7 @@ impl Gateway {
             }
         };
         let out = if end { self.finish(out, ctx)? } else { out };
+        ctx.give_out(&out);
         *body = Some(out);
         Ok(())
     }

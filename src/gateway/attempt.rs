@@ -26,8 +26,6 @@ use crate::upstream::pool::{Chosen, Lane, NoChoice};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
-/// What somebody who is tried out may take until the first content.
-const PROBE_CONTENT: Duration = Duration::from_secs(10);
 /// What a client is asked to wait when every account is at its ceiling, at least and at most.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
@@ -110,8 +108,8 @@ impl Gateway {
     }
 
     /// Has an operator switched it off?
-    pub(super) fn is_off(&self, _lane: &Lane) -> bool {
-        false
+    pub(super) fn is_off(&self, lane: &Lane) -> bool {
+        self.switches.upstream_is_off(&lane.pool.settings.id)
     }
 
     /// Begins an attempt; `None`, and the endpoint counts as tried, if its address is not known.
@@ -136,7 +134,7 @@ impl Gateway {
         ctx.attempts.made += 1;
         let mut clocks = ctx.clocks(lane);
         if chosen.is_probe() {
-            clocks = clocks.with_probe(PROBE_CONTENT);
+            clocks = clocks.with_probe(lane.probe_time(chosen.account, now));
         }
         ctx.attempts.current = Some(Attempt {
             chosen,

@@ -55,10 +55,14 @@ impl Gateway {
                 }
                 reason.refuse()
             })?;
+        let off = self.switches.tenant_is_off(&identity.tenant.id);
         let priority = identity.tenant.plan.priority;
         overload::shed(priority, caps.requests, self.in_flight.count())?;
         if let Stage::Entered(surface) = std::mem::replace(&mut ctx.stage, Stage::Received) {
             ctx.stage = Stage::Identified(surface, identity);
+        }
+        if off {
+            return Err(Refusal::tenant_switched_off());
         }
         self.metrics.own_work("identify", began.elapsed());
         Ok(())

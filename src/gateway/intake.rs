@@ -27,6 +27,7 @@ use crate::request::refusal::{Code, Refusal};
 use crate::request::scan::{self, Fields};
 use crate::request::stand_in::{self, Terms};
 use crate::request::surface::{self, FileCall, Surface};
+use crate::routing::affinity;
 use crate::routing::route::{self, Route, Variant};
 use crate::upstream::pool::Lane;
 
@@ -217,6 +218,9 @@ impl Gateway {
             .about("model")
         })?;
         let route = ctx.snapshot.routes.find(&identity, &model.value, surface)?;
+        if self.switches.model_is_off(&route.model) {
+            return Err(Refusal::model_switched_off().into());
+        }
         let variants: Vec<_> = route
             .variants
             .iter()
@@ -231,6 +235,12 @@ impl Gateway {
             == Some(true);
         let strip_usage = stream && !asked && route::asks_for_usage(surface);
         let expected = expected(&fields, &route);
+        if *surface != Surface::Embeddings {
+            if keeps_homes(&variants) {
+                ctx.affinity = affinity::key(identity.tenant.id.as_str(), &route.model, &fields);
+            }
+            ctx.names_files = ctx.snapshot.files.is_some() && fields.names_files();
+        }
         let edits = edits(
             &fields,
             &route,
@@ -283,6 +293,12 @@ impl Gateway {
             .write_response_body(Some(Bytes::from(body)), true)
             .await
     }
+}
+
+/// Does any of these send a conversation where its prefix is?
+fn keeps_homes(variants: &[Variant]) -> bool {
+    let mut upstreams = variants.iter().map(|variant| &variant.lane.pool.settings);
+    upstreams.any(|settings| settings.affinity.is_some())
 }
 
 /// A body that was read is sent by a session in the client's place.

@@ -15,6 +15,7 @@ use crate::relay::resume::Rewriter;
 use crate::relay::sse::Scanner;
 use crate::relay::usage::Usage;
 use crate::request::continuation::{Said, continuation};
+use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
 
 impl Context {
@@ -31,8 +32,26 @@ impl Context {
         if let (Some(question), Watch::Stream(_)) = (question, &self.answer.watch)
             && self.answer.resumption.is_none()
         {
-            self.answer.resumption = Some(Box::new(Resumption::new(question)));
+            let given = self.behind.as_ref().map_or(0, Behind::taken);
+            self.answer.resumption = Some(Box::new(Resumption::new(question, given)));
         }
+    }
+
+    /// Writes down what goes out, until it is sure to have been passed on.
+    pub(super) fn give_out(&mut self, out: &Bytes) {
+        let Some(resumption) = &mut self.answer.resumption else {
+            return;
+        };
+        let taken = self.behind.as_ref().map_or(0, Behind::taken);
+        let mut unsure: usize = resumption.unsure.iter().map(Bytes::len).sum();
+        while let Some(oldest) = resumption.unsure.front()
+            && resumption.given + oldest.len() <= taken + unsure
+        {
+            unsure -= oldest.len();
+            resumption.unsure.pop_front();
+        }
+        resumption.given += out.len();
+        resumption.unsure.push_back(out.clone());
     }
 
     /// Keeps what the client is to have of a fragment that cannot be sent, since the stream broke
@@ -179,6 +198,7 @@ impl Gateway {
     fn leave_to_the_next(&self, ctx: &mut Context) {
         let names = ctx.attempts.last_names().cloned();
         let prompt = ctx.usage().map(|usage| usage.prompt);
+        let taken = ctx.behind.as_ref().map_or(0, Behind::taken);
         let Some(resumption) = &mut ctx.answer.resumption else {
             return;
         };
@@ -193,6 +213,13 @@ impl Gateway {
             };
             ctx.attempts.broken.push(Broken { names, usage });
         }
+        // What was given out together with the break was not passed on.
+        let lost = resumption.given.saturating_sub(taken);
+        let unsure: Vec<u8> = resumption.unsure.drain(..).collect::<Vec<_>>().concat();
+        let from = unsure.len().saturating_sub(lost);
+        let lost = unsure.get(from..).unwrap_or_default();
+        resumption.owed = [lost, &resumption.owed].concat().into();
+        resumption.given = taken;
         resumption.transcript.cut();
         resumption.rewriter = Some(Rewriter::new(&resumption.transcript));
         resumption.made += 1;

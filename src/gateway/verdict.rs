@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use http::{StatusCode, header};
 use log::debug;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorSource, ErrorType, Result};
@@ -11,12 +10,12 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::answer::head_is_out;
 use super::attempt::out_of_time;
+use super::upstream_head::{answers_in_json, is_empty, is_stream, nonsense, retry_after};
 use crate::config::settings::FailureClass;
 use crate::context::{Attempt, Context, Outbound, Routed, Step};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::stand_in::Behind;
-use crate::request::surface::Surface;
 use crate::upstream::clocks::Late;
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
@@ -467,53 +466,6 @@ fn refusal_for(class: FailureClass, retry_after: Option<Duration>) -> Refusal {
     refusal.retry_after(wait)
 }
 
-/// A declared length of nothing.
-fn is_empty(head: &ResponseHeader) -> bool {
-    head.headers
-        .get(header::CONTENT_LENGTH)
-        .is_some_and(|length| length.as_bytes() == b"0")
-}
-
-/// Why an answer's head is not to be trusted, if it is not.
-fn nonsense(head: &ResponseHeader, in_json: bool) -> Option<&'static str> {
-    if forward::is_unasked(head.status) {
-        return Some("an informational answer nobody asked for");
-    }
-    if !forward::is_framed_clearly(head) {
-        return Some("an answer whose length is not clear");
-    }
-    if is_encoded(head) {
-        return Some("an encoded answer nobody asked for");
-    }
-    if in_json && head.status.is_success() && head.status != StatusCode::OK {
-        return Some("a success without the answer that belongs to it");
-    }
-    None
-}
-
-pub(super) fn is_stream(head: &ResponseHeader) -> bool {
-    let kind = head.headers.get(header::CONTENT_TYPE);
-    let kind = kind.and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("text/event-stream"))
-}
-
-/// We ask for plain answers: what is compressed could not be watched.
-fn is_encoded(head: &ResponseHeader) -> bool {
-    head.headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-}
-
-fn answers_in_json(ctx: &Context) -> bool {
-    ctx.surface().is_some_and(Surface::routes_by_model)
-}
-
-/// Whole seconds only; the date form of RFC 9110 §10.2.3 was never seen from these upstreams.
-fn retry_after(head: &ResponseHeader) -> Option<Duration> {
-    let text = head.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
-}
-
 /// The other side had closed a pooled connection: nothing of the request was taken.
 fn is_stale(kind: &ErrorType) -> bool {
     matches!(
@@ -527,6 +479,8 @@ fn is_stale(kind: &ErrorType) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     #[test]

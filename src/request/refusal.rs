@@ -140,6 +140,8 @@ codes! {
     /// The tenant is known but may not do this.
     NotAllowed = "not_allowed", StatusCode::FORBIDDEN, Client, false;
     ModelNotAllowed = "model_not_allowed", StatusCode::FORBIDDEN, Client, false;
+    /// An operator has switched the tenant off: 403, since no other try and no other model helps.
+    TenantSwitchedOff = "tenant_switched_off", StatusCode::FORBIDDEN, Client, false;
     ModelNotFound = "model_not_found", StatusCode::NOT_FOUND, Client, false;
     UnknownPath = "unknown_path", StatusCode::NOT_FOUND, Client, false;
     NotFound = "not_found", StatusCode::NOT_FOUND, Client, false;
@@ -165,6 +167,8 @@ codes! {
     LimitsUnavailable = "limits_unavailable", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
     /// This process is leaving and another one counts.
     HandedOver = "handed_over", StatusCode::SERVICE_UNAVAILABLE, Ours, true;
+    /// An operator has switched the model off: 503, on which callers go on to another model.
+    ModelSwitchedOff = "model_switched_off", StatusCode::SERVICE_UNAVAILABLE, Ours, false;
     /// The answer broke off after content was sent; only ever seen inside a stream.
     StreamInterrupted = "stream_interrupted", StatusCode::BAD_GATEWAY, Upstream, true;
 }
@@ -180,6 +184,25 @@ impl Refusal {
             limit: None,
             detail: None,
         }
+    }
+
+    /// What a tenant that is switched off is told; why it is, is the operators' business.
+    pub fn tenant_switched_off() -> Self {
+        Self::new(
+            Code::TenantSwitchedOff,
+            "The operators of this gateway have switched your access off for now. Ask them; trying \
+             again does not help.",
+        )
+    }
+
+    /// What callers of a model that is switched off are told.
+    pub fn model_switched_off() -> Self {
+        Self::new(
+            Code::ModelSwitchedOff,
+            "The operators of this gateway have switched this model off for now. Use another one, or \
+             ask them; trying again does not help.",
+        )
+        .about("model")
     }
 
     /// Refuses and ends the connection: where the next request starts is no longer certain.

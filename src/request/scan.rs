@@ -135,7 +135,7 @@ pub struct Fields<'a> {
     pub user: Option<Range<usize>>,
     /// `metadata`, `null` included.
     pub metadata: Option<Metadata<'a>>,
-    /// `messages`, of any type; so are the four below.
+    /// `messages`, of any type; so are the five below.
     pub messages: Option<Range<usize>>,
     /// `input`.
     pub input: Option<Range<usize>>,
@@ -143,6 +143,8 @@ pub struct Fields<'a> {
     pub prompt: Option<Range<usize>>,
     /// `system`.
     pub system: Option<Range<usize>>,
+    /// `instructions`.
+    pub instructions: Option<Range<usize>>,
     /// `tools`.
     pub tools: Option<Range<usize>>,
     /// Offset of the brace that closes the body.
@@ -171,6 +173,26 @@ impl<'a> Fields<'a> {
         json::text(self.bytes(span)?)
     }
 
+    /// The end user that the body names, as written there: `user_id`, else `user`, else
+    /// `metadata.user_id`.
+    pub fn end_user(&self) -> Option<&'a [u8]> {
+        let metadata = self.metadata.as_ref();
+        let in_metadata = metadata.and_then(|metadata| metadata.user_id_span.as_ref());
+        let named = [self.user_id.as_ref(), self.user.as_ref(), in_metadata];
+        let mut values = named
+            .into_iter()
+            .flatten()
+            .filter_map(|span| self.bytes(span));
+        values.find(|value| *value != b"null")
+    }
+
+    /// Whether a message refers to a file by the key `file_id`. Looked for when asked. Tools are
+    /// passed over, as they may take a `file_id` of their own.
+    pub fn names_files(&self) -> bool {
+        let parts = [&self.messages, &self.input].into_iter().flatten();
+        parts.filter_map(|span| self.bytes(span)).any(has_file_id)
+    }
+
     /// All top-level members in order.
     pub fn members(&self) -> &[Member] {
         &self.members
@@ -194,6 +216,7 @@ impl<'a> Fields<'a> {
             input: None,
             prompt: None,
             system: None,
+            instructions: None,
             tools: None,
             end: 0,
             empty: true,
@@ -228,6 +251,7 @@ impl<'a> Fields<'a> {
             "input" => self.input = Some(span),
             "prompt" => self.prompt = Some(span),
             "system" => self.system = Some(span),
+            "instructions" => self.instructions = Some(span),
             "tools" => self.tools = Some(span),
             _ => {}
         }
@@ -327,8 +351,18 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Is there a key `file_id` in this value? In a text the quotation marks would be escaped.
+fn has_file_id(value: &[u8]) -> bool {
+    let key = b"\"file_id\"";
+    memchr::memmem::find_iter(value, key).any(|at| {
+        let (before, rest) = value.split_at_checked(at).unwrap_or_default();
+        let behind = rest.get(key.len()..).unwrap_or_default();
+        !before.ends_with(b"\\") && behind.trim_ascii_start().starts_with(b":")
+    })
+}
+
 /// The keys that the gateway acts on. They may be there only once.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "model",
     "stream",
     "stream_options",
@@ -342,6 +376,7 @@ const KNOWN: [&str; 14] = [
     "input",
     "prompt",
     "system",
+    "instructions",
     "tools",
 ];
 

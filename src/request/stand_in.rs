@@ -18,7 +18,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -57,6 +57,8 @@ struct Shared {
     /// Milliseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    /// Bytes of answers that came here to be passed on.
+    taken: AtomicUsize,
     /// The client's session, when nothing stands in its place any more.
     back: Mutex<Option<ServerSession>>,
 }
@@ -82,6 +84,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        taken: AtomicUsize::new(0),
         back: Mutex::default(),
     });
     let client = vacate(session);
@@ -131,6 +134,12 @@ impl Behind {
     /// Was the deadline over? True once for each time.
     pub fn was_late(&self) -> bool {
         self.0.late.swap(false, Ordering::AcqRel)
+    }
+
+    /// How many bytes of the answer's body came here to be passed on. Pingora shows several pieces
+    /// to its filters before it passes them on together, and none of them if one is an error.
+    pub fn taken(&self) -> usize {
+        self.0.taken.load(Ordering::Acquire)
     }
 
     /// Puts the client's own session back, unless there is no client any more. May be asked twice.
@@ -384,6 +393,11 @@ impl Seat for StandIn {
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
         let failure = failed.and_then(|at| tasks.drain(at..).next());
+        let bytes = tasks.iter().map(|task| match task {
+            HttpTask::Body(Some(piece), _) => piece.len(),
+            _ => 0,
+        });
+        self.shared.taken.fetch_add(bytes.sum(), Ordering::AcqRel);
         let mut end = false;
         if self.departure.is_some() {
             end = self.swallow(tasks);
@@ -544,233 +558,4 @@ impl Seat for StandIn {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-
-    use super::*;
-
-    const DRAIN: Duration = Duration::from_millis(80);
-
-    fn terms(drain: Option<Duration>) -> Terms {
-        let hold = Duration::ZERO;
-        Terms { drain, hold }
-    }
-
-    /// A request that was read, and the client's end of its connection.
-    async fn request() -> (Session, DuplexStream) {
-        let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let head = b"POST / HTTP/1.1\r\nhost: g\r\ncontent-length: 2\r\n\r\n{}";
-        client.write_all(head).await.unwrap();
-        let mut session = Session::new_h1(Box::new(server));
-        assert!(session.downstream_session.read_request().await.unwrap());
-        while session.read_request_body().await.unwrap().is_some() {}
-        (session, client)
-    }
-
-    fn head() -> HttpTask {
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        head.insert_header("content-length", "4").unwrap();
-        HttpTask::Header(Box::new(head), false)
-    }
-
-    fn piece(text: &'static str, end: bool) -> HttpTask {
-        HttpTask::Body(Some(Bytes::from_static(text.as_bytes())), end)
-    }
-
-    fn failure() -> HttpTask {
-        HttpTask::Failed(Error::new(ErrorType::ReadError).into_up())
-    }
-
-    async fn departure(session: &mut Session) -> Box<Error> {
-        let waiting = session.downstream_session.read_body_or_idle(true);
-        waiting.await.unwrap_err()
-    }
-
-    #[tokio::test]
-    async fn a_client_that_stays_gets_all_and_its_session_comes_back() {
-        let (mut session, mut client) = request().await;
-        let behind = put(&mut session, terms(Some(DRAIN)));
-        behind.at_work(true);
-        assert!(session.get_retry_buffer().is_some() && session.is_body_done());
-        assert!(!session.write_response_tasks(vec![head()]).await.unwrap());
-        let rest = vec![piece("ab", false), piece("cd", true)];
-        assert!(session.write_response_tasks(rest).await.unwrap());
-        behind.step_aside(&mut session);
-        behind.step_aside(&mut session);
-        assert!(session.as_http1().is_some() && !behind.has_left());
-        drop(session);
-        let mut got = String::new();
-        client.read_to_string(&mut got).await.unwrap();
-        assert!(got.starts_with("HTTP/1.1 200") && got.ends_with("\r\n\r\nabcd"));
-    }
-
-    #[tokio::test]
-    async fn a_departure_is_kept_back_until_the_drain_is_over() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, terms(Some(DRAIN)));
-        behind.at_work(true);
-        drop(client);
-        let left = Instant::now();
-        // Pingora asks again and again; the time runs from the departure.
-        for _ in 0..3 {
-            let waiting = session.downstream_session.read_body_or_idle(true);
-            let early = tokio::time::timeout(DRAIN / 8, waiting).await;
-            assert!(early.is_err() && behind.has_left());
-        }
-        assert!(!session.write_response_tasks(vec![head()]).await.unwrap());
-        assert!(session.response_written().is_some());
-        let end = vec![piece("abcd", true)];
-        assert!(session.write_response_tasks(end).await.unwrap());
-        assert_eq!(session.body_bytes_sent(), 0);
-        departure(&mut session).await;
-        assert!(left.elapsed() >= DRAIN && left.elapsed() < DRAIN * 10);
-        behind.step_aside(&mut session);
-        assert!(session.downstream_session.is_custom());
-    }
-
-    #[tokio::test]
-    async fn without_an_upstream_at_work_or_a_drain_a_departure_ends_the_request() {
-        for (drain, at_work) in [(Some(Duration::MAX / 4), false), (None, true)] {
-            let (mut session, client) = request().await;
-            let behind = put(&mut session, terms(drain));
-            behind.at_work(at_work);
-            drop(client);
-            departure(&mut session).await;
-            assert!(!behind.has_left());
-        }
-    }
-
-    #[tokio::test]
-    async fn an_upstreams_failure_is_no_departure_and_is_told_in_any_case() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, terms(Some(DRAIN)));
-        behind.at_work(true);
-        let tasks = vec![head(), piece("ab", false), failure()];
-        let error = session.write_response_tasks(tasks).await.unwrap_err();
-        assert!(*error.etype() == ErrorType::ReadError && !behind.has_left());
-        assert_eq!(session.body_bytes_sent(), 2);
-        drop(client);
-        // The departure shows in the write, and the failure behind it is not lost.
-        let tasks = vec![piece("cd", false), failure()];
-        let error = session.write_response_tasks(tasks).await.unwrap_err();
-        assert!(*error.etype() == ErrorType::ReadError && behind.has_left());
-    }
-
-    fn keep_alive() -> HttpTask {
-        piece(": keep-alive\n\n", false)
-    }
-
-    fn holding(hold: Duration) -> Terms {
-        Terms { drain: None, hold }
-    }
-
-    async fn got(mut client: DuplexStream, session: Session) -> String {
-        drop(session);
-        let mut got = String::new();
-        client.read_to_string(&mut got).await.unwrap();
-        got
-    }
-
-    #[tokio::test]
-    async fn a_head_waits_for_content_and_gives_way_to_another() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, holding(Duration::MAX / 4));
-        for tasks in [vec![head()], vec![keep_alive()]] {
-            assert!(!session.write_response_tasks(tasks).await.unwrap());
-        }
-        assert!(session.response_written().is_none());
-        let mut other = ResponseHeader::build(201, None).unwrap();
-        other.insert_header("content-length", "4").unwrap();
-        let other = HttpTask::Header(Box::new(other), false);
-        assert!(!session.write_response_tasks(vec![other]).await.unwrap());
-        behind.open(true);
-        let rest = vec![piece("abcd", true)];
-        assert!(session.write_response_tasks(rest).await.unwrap());
-        behind.step_aside(&mut session);
-        let got = got(client, session).await;
-        assert!(got.starts_with("HTTP/1.1 201") && got.ends_with("\r\n\r\nabcd"));
-    }
-
-    #[tokio::test]
-    async fn a_head_that_waited_long_enough_goes_out_without_a_length() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, holding(Duration::ZERO));
-        for tasks in [vec![head()], vec![keep_alive()]] {
-            assert!(!session.write_response_tasks(tasks).await.unwrap());
-        }
-        assert!(session.response_written().is_some());
-        // The second head, of another attempt, is not written.
-        let rest = vec![head(), piece("abcd", true)];
-        assert!(session.write_response_tasks(rest).await.unwrap());
-        behind.step_aside(&mut session);
-        let got = got(client, session).await.to_lowercase();
-        assert!(got.starts_with("http/1.1 200") && !got.contains("content-length"));
-        assert!(got.contains("transfer-encoding: chunked") && got.matches("http/1.1").count() == 1);
-        assert!(got.contains(": keep-alive") && got.contains("abcd"));
-    }
-
-    #[tokio::test]
-    async fn what_we_say_ourselves_takes_the_place_of_a_head_that_waits() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, holding(Duration::MAX / 4));
-        let tasks = vec![head(), keep_alive()];
-        assert!(!session.write_response_tasks(tasks).await.unwrap());
-        let mut ours = ResponseHeader::build(503, None).unwrap();
-        ours.insert_header("content-length", "0").unwrap();
-        let written = session.write_response_header(Box::new(ours), true).await;
-        written.unwrap();
-        behind.step_aside(&mut session);
-        assert!(got(client, session).await.starts_with("HTTP/1.1 503"));
-    }
-
-    #[tokio::test]
-    async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
-        let (mut session, client) = request().await;
-        let behind = put(&mut session, holding(Duration::MAX / 4));
-        let mut failed = ResponseHeader::build(200, None).unwrap();
-        failed.insert_header("content-length", "2").unwrap();
-        let tasks = vec![HttpTask::Header(Box::new(failed), false)];
-        assert!(!session.write_response_tasks(tasks).await.unwrap());
-        // All of the next one in one go.
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        head.insert_header("content-length", "4").unwrap();
-        let tasks = vec![
-            HttpTask::Header(Box::new(head), false),
-            HttpTask::Body(Some(Bytes::from_static(b"abcd")), true),
-        ];
-        assert!(session.write_response_tasks(tasks).await.unwrap());
-        behind.step_aside(&mut session);
-        let got = got(client, session).await.to_ascii_lowercase();
-        assert!(
-            got.contains("content-length: 4") && got.ends_with("abcd"),
-            "{got}"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
-        let (mut session, _client) = request().await;
-        let behind = put(&mut session, terms(None));
-        let start = Instant::now();
-        let second = Duration::from_secs(1);
-        let set = |after: u32| behind.wait_until(Some((start + second * after).into_std()));
-        set(10);
-        let waiting = session.downstream_session.read_body_or_idle(true);
-        assert!(tokio::time::timeout(second * 2, waiting).await.is_err());
-        // Nearer, then put off while the alarm is set.
-        set(4);
-        let waiting = session.downstream_session.read_body_or_idle(true);
-        assert!(tokio::time::timeout(second, waiting).await.is_err());
-        set(6);
-        assert_eq!(
-            *departure(&mut session).await.etype(),
-            ErrorType::ReadTimedout
-        );
-        let took = start.elapsed().as_secs_f64();
-        assert!((5.9..6.1).contains(&took), "{took}");
-        assert!(behind.was_late() && !behind.was_late());
-        behind.wait_until(None);
-        let waiting = session.downstream_session.read_body_or_idle(true);
-        assert!(tokio::time::timeout(second * 99, waiting).await.is_err());
-    }
-}
+mod tests;

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::accept::{AcceptLimits, Admittance, Listeners, Listening};
 use super::bookkeeping::{Bookkeeping, BookkeepingError, Kept};
+use super::credit::CreditWatch;
 use super::key_sets::KeySets;
 use super::lifecycle::{LAST_WRITE, LastOneOut, StopSignal};
 use super::reload::{Reloader, keep_configuration};
@@ -42,6 +43,7 @@ use crate::gateway::{Gateway, Overload};
 use crate::identity::standing::Standing;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
+use crate::routing::switches::Switches;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
@@ -168,16 +170,19 @@ impl Parts {
             .transpose()?;
         let shared = shared(&settings.server.store)?;
         let book = Arc::new(Book::default());
+        let switches = Arc::new(Switches::new(registry.clone()));
         let bookkeeping = Bookkeeping::begin(
             &settings,
             Kept {
                 counting: Arc::new(Counting::new(book, shared)),
                 journal: Arc::new(Journal::default()),
+                switches: switches.clone(),
                 metrics: metrics.clone(),
             },
         )?;
         let book = &bookkeeping.kept().counting.book;
         let snapshot = Snapshot::new(settings.clone(), &registry, &standing, book, Instant::now())?;
+        switches.follow();
         keep_configuration(&settings.server.state_dir, &kept);
         let files = Files {
             stamps,
@@ -219,9 +224,10 @@ impl Parts {
         let readiness = Readiness::new(metrics.ready.clone());
         let reloaded = Arc::new(Notify::new());
         let limits = &settings.server.limits;
-        let (counting, journal) = {
+        let (counting, journal, switches) = {
             let kept = bookkeeping.kept();
-            (kept.counting.clone(), kept.journal.clone())
+            let switches = kept.switches.clone();
+            (kept.counting.clone(), kept.journal.clone(), switches)
         };
         let bookkeeper = bookkeeping.start(current.clone(), in_flight.clone())?;
         let gateway = Gateway {
@@ -233,6 +239,7 @@ impl Parts {
             overload: Overload::default(),
             counting: counting.clone(),
             journal: journal.clone(),
+            switches: switches.clone(),
             hasher: RandomState::new(),
         };
         let proxy = Arc::new(proxy(gateway, server.configuration.clone(), limits));
@@ -249,6 +256,7 @@ impl Parts {
                 settings.token.clone(),
                 current.clone(),
                 counting.clone(),
+                switches.clone(),
                 metrics.clone(),
                 readiness.clone(),
             );
@@ -259,6 +267,10 @@ impl Parts {
             readiness: readiness.clone(),
             reloaded: reloaded.clone(),
             pin_mismatches: metrics.upstream_pin_mismatches.clone(),
+            credit: CreditWatch {
+                current: current.clone(),
+                metrics: metrics.clone(),
+            },
             shared: counting.shared().cloned(),
         };
         server.add_service(background_service("upkeep", upkeep));
@@ -276,6 +288,7 @@ impl Parts {
             registry,
             standing,
             book: counting.book.clone(),
+            switches,
             certificates,
             changing: tokio::sync::Mutex::default(),
             metrics,

@@ -27,6 +27,7 @@ use crate::database::ownership::{Ownership, Successor};
 use crate::database::{DatabaseError, Meta};
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
+use crate::routing::switches::Switches;
 use crate::snapshot::Current;
 use crate::telemetry::metrics::Metrics;
 use keeper::{Keeper, Role};
@@ -55,10 +56,11 @@ pub enum BookkeepingError {
     Thread(std::io::Error),
 }
 
-/// What counting needs to be kept.
+/// What is to be kept, and what counting needs for it.
 pub struct Kept {
     pub counting: Arc<Counting>,
     pub journal: Arc<Journal>,
+    pub switches: Arc<Switches>,
     pub metrics: Arc<Metrics>,
 }
 

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod assemble;
 mod bookkeeping;
+mod credit;
 mod key_sets;
 pub mod lifecycle;
 pub mod reload;

@@ -18,6 +18,7 @@ use super::triggers::Files;
 use crate::admission::book::Book;
 use crate::config::{self, Mistake, Settings, diff};
 use crate::identity::standing::Standing;
+use crate::routing::switches::Switches;
 use crate::snapshot::{Current, Snapshot, SnapshotError};
 use crate::telemetry::logger;
 use crate::telemetry::metrics::Metrics;
@@ -34,6 +35,7 @@ pub struct Reloader {
     pub registry: Arc<Registry>,
     pub standing: Arc<Standing>,
     pub book: Arc<Book>,
+    pub switches: Arc<Switches>,
     pub certificates: Certificates,
     /// One change at a time.
     pub changing: tokio::sync::Mutex<()>,
@@ -135,7 +137,10 @@ impl Reloader {
 
     fn prepare(&self, settings: Arc<Settings>) -> Result<Snapshot, SnapshotError> {
         let (registry, standing, book) = (&self.registry, &self.standing, &self.book);
-        Snapshot::new(settings, registry, standing, book, Instant::now())
+        let snapshot = Snapshot::new(settings, registry, standing, book, Instant::now())?;
+        // Before it is used: a drained account of it takes no request.
+        self.switches.follow();
+        Ok(snapshot)
     }
 }
 

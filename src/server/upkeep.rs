@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::{join, join_all};
+use futures_util::future::{join, join_all, join3};
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use prometheus::IntCounterVec;
 use tokio::sync::Notify;
 
+use super::credit::CreditWatch;
 use super::lifecycle::upstreams_known;
 use crate::admission::store_redis::RedisCounts;
 use crate::config::settings::UpstreamId;
@@ -33,6 +34,7 @@ pub struct Upkeep {
     /// Rung after a reload.
     pub reloaded: Arc<Notify>,
     pub pin_mismatches: IntCounterVec,
+    pub credit: CreditWatch,
     /// The counts in Redis, if that is where they are.
     pub shared: Option<Arc<RedisCounts>>,
 }
@@ -47,9 +49,10 @@ struct Due {
 #[async_trait]
 impl BackgroundService for Upkeep {
     async fn start(&self, shutdown: ShutdownWatch) {
-        // A slow name server must not keep those who wait from a place. They are looked after until
-        // the process ends: some still wait while others are let finish.
-        join(self.ask_around(shutdown), self.pump()).await;
+        // A slow name server or balance must not keep those who wait from a place. They are looked
+        // after until the process ends: some still wait while others are let finish.
+        let credit = self.credit.run(shutdown.clone());
+        join3(self.ask_around(shutdown), self.pump(), credit).await;
     }
 }
 

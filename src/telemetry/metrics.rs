@@ -102,6 +102,8 @@ metrics! {
     store_errors: IntCounterVec = counters("store_errors_total", "Failures of the database of counts, by what was done and what kind of trouble it is.", &["operation", "kind"]);
     store_replaced: IntCounter = counter("store_replaced_total", "Times that the database of counts was moved aside because it could not be used.");
     store_write: Histogram = histogram("store_write_seconds", "One write to the database of counts.", STORE_BUCKETS);
+    switched_off: IntGaugeVec = gauges("switched_off", "1 for what an operator has switched off or drained.", &["kind", "name"]);
+    switch_changes: IntCounterVec = counters("switch_changes_total", "Switches and drains that an operator has set or taken back.", &["kind", "action"]);
     streams_interrupted: IntCounterVec = counters("streams_interrupted_total", "Answers that broke off after content was sent.", &["upstream", "reason"]);
     client_disconnects: IntCounterVec = counters("client_disconnects_total", "Requests whose client left before the answer was complete.", &["surface"]);
     certificate_expiry: GaugeVec = float_gauges("certificate_expiry_timestamp_seconds", "When a listener's certificate expires.", &["listener", "certificate"]);
@@ -131,6 +133,9 @@ metrics! {
     account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);
     account_ceiling_learned: IntGaugeVec = gauges("account_ceiling_learned", "Ceiling of concurrent requests as it was learned, where it is below the configured one.", &["upstream", "account", "model"]);
     account_ceiling_decreases: IntCounterVec = counters("account_ceiling_decreases_total", "Times that a learned ceiling came down, by cause.", &["upstream", "account", "model", "cause"]);
+    account_balance: GaugeVec = float_gauges("account_balance", "What the provider says is left, in units of the currency.", &["upstream", "account", "currency"]);
+    account_balance_low: IntGaugeVec = gauges("account_balance_low", "1 if less is left than upstreams[].credit.low_water.", &["upstream", "account", "currency"]);
+    balance_polls: IntCounterVec = counters("account_balance_polls_total", "Questions to the provider for an account's balance, by result.", &["upstream", "account", "result"]);
     queue_length: IntGaugeVec = gauges("queue_length", "Requests that wait for a place at an account.", &["upstream", "model"]);
     queue_outcomes: IntCounterVec = counters("queue_outcomes_total", "What became of requests that found no free place.", &["upstream", "model", "outcome"]);
     queue_wait: HistogramVec = histograms("queue_wait_seconds", "Time in line, of requests that stood in one.", &["model"], LONG_BUCKETS);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::condition::Condition;
+use super::credit::Funds;
 use super::gate::Reason;
 use super::governor::{Governor, Load};
 use super::latency::Latency;
@@ -23,12 +24,14 @@ const BALANCE_HOLDS: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct AccountState {
     pub condition: Condition,
+    pub funds: Funds,
 }
 
 impl AccountState {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
             condition: Condition::new(teller, now),
+            funds: Funds::default(),
         }
     }
 
@@ -167,31 +170,10 @@ impl Rest {
     }
 }
 
-/// What rests, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pause {
-    /// All that the account is asked for.
-    Account(Duration),
-    /// The model that was asked for: that is what the provider limits.
-    Model(Duration),
-}
-
 /// How long a model of an account rests after a 429: as `retry_after` says, else 1 s; at most 60 s.
 pub fn rest_after_429(retry_after: Option<Duration>) -> Duration {
     let pause = retry_after.unwrap_or(Duration::from_secs(1));
     pause.min(Duration::from_secs(60))
-}
-
-/// What rests after an answer with `status` that speaks of the account.
-///
-/// 402: no money, 401/403: key refused, 429: at its limit (`retry_after` if it was sent, else
-/// 1 s; at most 60 s). None for any other status: those speak of the endpoint or of the request.
-pub fn pause_after(status: u16, retry_after: Option<Duration>) -> Option<Pause> {
-    match status {
-        429 => Some(Pause::Model(rest_after_429(retry_after))),
-        401..=403 => Some(Pause::Account(Duration::from_secs(30))),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -239,18 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn a_429_rests_the_model_and_what_speaks_of_the_account_the_whole_of_it() {
+    fn a_429_rests_the_model_as_long_as_was_asked_for_within_reason() {
         for (told, rests) in [(None, 1), (Some(0), 0), (Some(7), 7), (Some(3600), 60)] {
-            assert_eq!(
-                pause_after(429, told.map(Duration::from_secs)),
-                Some(Pause::Model(Duration::from_secs(rests)))
-            );
+            let rest = rest_after_429(told.map(Duration::from_secs));
+            assert_eq!(rest, Duration::from_secs(rests));
         }
-        for status in 401..=403 {
-            let pause = pause_after(status, Some(Duration::from_secs(1)));
-            assert_eq!(pause, Some(Pause::Account(Duration::from_secs(30))));
-        }
-        assert!(pause_after(500, None).is_none());
-        assert!(pause_after(400, None).is_none());
     }
 }

@@ -71,6 +71,10 @@ impl Wish {
 
 /// What is said when only somebody's word can open what is closed.
 const NOBODY_KNOWS: Duration = Duration::from_secs(30);
+/// Whoever is tried out may be so many times slower than the others, within these bounds.
+const PATIENCE: u64 = 8;
+const SHORTEST_PROBE: Duration = Duration::from_secs(2);
+const LONGEST_PROBE: Duration = Duration::from_secs(20);
 /// So many accounts or endpoints are looked at without memory of their own.
 const FEW: usize = 16;
 
@@ -292,6 +296,18 @@ impl Lane {
             .endpoints()
             .filter_map(|(slot, it)| Some((slot, it?.shown())));
         guarded.map(|(slot, shown)| (slot.settings.url.as_str(), shown))
+    }
+
+    /// How long somebody who is tried out may take until the first content: some times as long as
+    /// the others take. A tenant waits for it.
+    pub fn probe_time(&self, account: usize, now: Instant) -> Duration {
+        let others = self.places.iter().enumerate();
+        let others = others.filter(|(index, _)| *index != account);
+        let known = others.map(|(_, place)| place.latency.estimate(now));
+        let usual = known.filter(|micros| *micros > 0).min();
+        let time = usual.map(|micros| Duration::from_micros(micros.saturating_mul(PATIENCE)));
+        time.unwrap_or(LONGEST_PROBE)
+            .clamp(SHORTEST_PROBE, LONGEST_PROBE)
     }
 
     /// How many accounts it can choose from.

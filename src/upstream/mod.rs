@@ -22,6 +22,7 @@ pub mod budget;
 pub mod chosen;
 pub mod clocks;
 pub mod condition;
+pub mod credit;
 pub mod discovery;
 pub mod endpoint;
 pub mod enveloped;

@@ -4,7 +4,7 @@
 //! engines for `/health`. An answer that speaks of the account (401, 402, 403, 429) shows that the
 //! endpoint is alive.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use http::Method;
@@ -19,9 +19,12 @@ use prometheus::IntCounterVec;
 use super::endpoint::Heard;
 use super::gate::Reason;
 use super::peer::Distrust;
-use super::pool::{EndpointSlot, Pool};
+use super::pool::{AccountSlot, EndpointSlot, Pool};
 use super::signing;
 use crate::config::settings::{Dialect, Health};
+
+/// What an answer to a check may have, in bytes.
+const MOST_BODY: usize = 1 << 20;
 
 /// Asks every endpoint of a pool once and records what it hears.
 pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVec) {
@@ -29,13 +32,17 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
         return;
     };
     let checks = pool.endpoints.iter().map(|slot| async move {
-        let asked = tokio::time::timeout(
-            health.timeout,
-            ask(pool, slot, health, connector, mismatches),
-        )
-        .await;
+        let question = Question {
+            slot,
+            account: pool.accounts.first().filter(|_| health.authenticated),
+            path: &path(pool, slot, health),
+            patience: health.timeout,
+            most_body: MOST_BODY,
+        };
+        let asked = ask(pool, &question, connector, mismatches);
+        let asked = tokio::time::timeout(health.timeout, asked).await;
         let (good, heard) = match asked {
-            Ok(Ok(status)) => (is_alive(status), format!("status {status}")),
+            Ok(Ok((status, _))) => (is_alive(status), format!("status {status}")),
             Ok(Err(cause)) => (false, cause.to_string()),
             Err(_) => (false, "no answer in time".to_owned()),
         };
@@ -76,13 +83,26 @@ fn is_alive(status: u16) -> bool {
     matches!(status, 200..=299 | 401..=403 | 429)
 }
 
-async fn ask(
+/// One GET that is none of a tenant's.
+pub(super) struct Question<'a> {
+    pub slot: &'a EndpointSlot,
+    /// With whose credential; with none.
+    pub account: Option<&'a AccountSlot>,
+    pub path: &'a str,
+    /// For each read.
+    pub patience: Duration,
+    /// A longer answer is given up, in bytes.
+    pub most_body: usize,
+}
+
+/// The status and the body.
+pub(super) async fn ask(
     pool: &Pool,
-    slot: &EndpointSlot,
-    health: &Health,
+    question: &Question<'_>,
     connector: &Connector,
     mismatches: &IntCounterVec,
-) -> Result<u16> {
+) -> Result<(u16, Vec<u8>)> {
+    let slot = question.slot;
     let address = slot.state.next_address();
     let address = address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
@@ -94,38 +114,42 @@ async fn ask(
         }
         return Err(why.into_error());
     }
-    session.set_read_timeout(Some(health.timeout));
+    session.set_read_timeout(Some(question.patience));
     session
-        .write_request_header(Box::new(question(pool, slot, health)?))
+        .write_request_header(Box::new(head(question)?))
         .await?;
     session.finish_request_body().await?;
     session.read_response_header().await?;
     let status = session
         .response_header()
         .map_or(0, |head| head.status.as_u16());
-    drain(&mut session).await?;
+    let body = body(&mut session, question.most_body).await?;
     connector
         .release_http_session(session, &peer, peer.idle_timeout())
         .await;
-    Ok(status)
+    Ok((status, body))
 }
 
 /// Self-hosted engines answer `/health` at the root of the host, beside the API's base path.
-fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<RequestHeader> {
-    let path = match pool.settings.dialect {
+fn path(pool: &Pool, slot: &EndpointSlot, health: &Health) -> String {
+    match pool.settings.dialect {
         Dialect::DeepSeek => format!("{}{}", slot.settings.base_path, health.path),
         Dialect::OpenAi | Dialect::Enveloped => health.path.clone(),
-    };
+    }
+}
+
+fn head(question: &Question<'_>) -> Result<RequestHeader> {
+    let Question { slot, path, .. } = question;
     let mut head = RequestHeader::build_no_case(Method::GET, path.as_bytes(), Some(4))?;
     head.insert_header(http::header::HOST, &slot.authority)?;
     head.insert_header(
         http::header::USER_AGENT,
         concat!("tidegate/", env!("CARGO_PKG_VERSION")),
     )?;
-    if let Some(account) = pool.accounts.first().filter(|_| health.authenticated) {
+    if let Some(account) = question.account {
         let request = signing::Request {
             method: "GET",
-            target: &path,
+            target: path,
             host: slot.authority.to_str().unwrap_or_default(),
             body: b"",
         };
@@ -136,19 +160,16 @@ fn question(pool: &Pool, slot: &EndpointSlot, health: &Health) -> Result<Request
     Ok(head)
 }
 
-/// Reads the answer to its end, so that the connection can be used again; a long one is given up.
-async fn drain(session: &mut HttpSession) -> Result<()> {
-    let mut left = 1 << 20;
+/// Reads the answer to its end, so that the connection can be used again.
+async fn body(session: &mut HttpSession, most: usize) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
     while let Some(piece) = session.read_response_body().await? {
-        left = i64::checked_sub(left, i64::try_from(piece.len()).unwrap_or(i64::MAX)).unwrap_or(0);
-        if left <= 0 {
-            return Error::e_explain(
-                ErrorType::ReadError,
-                "the answer to a health check is too long",
-            );
+        body.extend_from_slice(&piece);
+        if body.len() > most {
+            return Error::e_explain(ErrorType::ReadError, "the answer is too long");
         }
     }
-    Ok(())
+    Ok(body)
 }
 
 #[cfg(test)]

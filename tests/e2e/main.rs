@@ -12,6 +12,7 @@
     reason = "tests may stop loudly, wait, and read the environment of the process they run in"
 )]
 
+mod affinity;
 mod bad_account;
 mod bodies;
 mod capacity;
@@ -22,6 +23,7 @@ mod clock_steps;
 mod command_line;
 mod crash;
 mod credentials;
+mod credit;
 mod deadlines;
 mod docs;
 mod draining;
@@ -55,6 +57,7 @@ mod store_faults;
 mod storm;
 mod streaming;
 mod support;
+mod switches;
 mod telemetry;
 mod upstream_auth;
 mod upstream_tls;

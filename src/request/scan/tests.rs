@@ -168,6 +168,48 @@ fn depth_and_number_of_fields_are_bounded() {
     assert_eq!(refusal(&wide(MAX_FIELDS + 1)), ScanError::TooManyFields);
 }
 
+#[test]
+fn the_end_user_is_what_the_body_names_first_of_all() {
+    for (body, user) in [
+        (
+            r#"{"user":"a","user_id":"b","metadata":{"user_id":"c"}}"#,
+            Some("\"b\""),
+        ),
+        (
+            r#"{"user":"a","user_id":null,"metadata":{"user_id":"c"}}"#,
+            Some("\"a\""),
+        ),
+        (r#"{"metadata":{"user_id":"c"}}"#, Some("\"c\"")),
+        (r#"{"metadata":{"user_id":null}}"#, None),
+        (r#"{"user":7}"#, Some("7")),
+        ("{}", None),
+    ] {
+        let fields = scan(body.as_bytes()).unwrap();
+        assert_eq!(fields.end_user(), user.map(str::as_bytes), "{body}");
+    }
+}
+
+#[test]
+fn a_file_is_named_by_a_key_in_a_message_and_by_nothing_else() {
+    for named in [
+        r#"{"messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]}"#,
+        r#"{"messages":[{"content":[{"source":{"type":"file","file_id" : "f"}}]}]}"#,
+        r#"{"input":[{"content":[{"type":"input_file","file_id":"f"}]}]}"#,
+        r#"{"input":[{"text":"\"file_id\"","file_id":"f"}]}"#,
+    ] {
+        assert!(scan(named.as_bytes()).unwrap().names_files(), "{named}");
+    }
+    for not in [
+        r#"{"messages":[{"content":"\"file_id\":1"}]}"#,
+        r#"{"messages":[{"content":"file_id \"file_id"}]}"#,
+        r#"{"messages":["file_id"]}"#,
+        r#"{"tools":[{"properties":{"file_id":{}}}],"file_id":"f"}"#,
+        "{}",
+    ] {
+        assert!(!scan(not.as_bytes()).unwrap().names_files(), "{not}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_scanned_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

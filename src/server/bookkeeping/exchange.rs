@@ -6,7 +6,8 @@ use crate::admission::book::{Book, Changed, Holding};
 use crate::admission::counter::{Kept, Level, Span};
 use crate::admission::estimate::Experience;
 use crate::admission::subject::{SubjectName, Told};
-use crate::database::{CounterRow, HeldRow, LearnedRow, SettlementRow, SpanRow};
+use crate::database::{CounterRow, HeldRow, LearnedRow, SettlementRow, SpanRow, SwitchRow};
+use crate::routing::switches::{Entry, Note, Target};
 
 /// `written` is this moment.
 pub(super) fn counter_rows(changed: &[Changed], written: Timestamp) -> Vec<CounterRow> {
@@ -69,6 +70,34 @@ pub(super) fn restore_learned(book: &Book, rows: Vec<LearnedRow>) {
             book.restore_experience(&row.model, experience);
         }
     }
+}
+
+pub(super) fn switch_rows(entries: Vec<Entry>) -> Vec<SwitchRow> {
+    let rows = entries.into_iter().map(|(target, note)| SwitchRow {
+        kind: target.kind().to_owned(),
+        part_of: target.part_of().unwrap_or_default().to_owned(),
+        name: target.name().to_owned(),
+        since: note.since,
+        author: note.author,
+        address: note.from,
+        reason: note.reason,
+    });
+    rows.collect()
+}
+
+/// Rows of a kind that this version does not know are left out.
+pub(super) fn switches(rows: Vec<SwitchRow>) -> Vec<Entry> {
+    let entries = rows.into_iter().filter_map(|row| {
+        let target = Target::from_parts(&row.kind, &row.part_of, &row.name)?;
+        let note = Note {
+            since: row.since,
+            author: row.author,
+            from: row.address,
+            reason: row.reason,
+        };
+        Some((target, note))
+    });
+    entries.collect()
 }
 
 pub(super) fn held_rows(holdings: &[Holding]) -> Vec<HeldRow> {

@@ -9,7 +9,7 @@ use log::{error, info, warn};
 
 use super::Kept;
 use super::exchange;
-use super::keeper::{Keeper, Parting, Role};
+use super::keeper::{Keeper, Parting, Role, unkept};
 use crate::admission::book::Book;
 use crate::database::ownership::is_alive;
 use crate::database::{Batch, DatabaseError};
@@ -31,9 +31,10 @@ impl Keeper {
             let counters = database.read_counters()?;
             let learned = database.read_learned()?;
             let held = database.read_held()?;
-            Ok::<_, DatabaseError>((counters, learned, held))
+            let switches = database.read_switches()?;
+            Ok::<_, DatabaseError>((counters, learned, held, switches))
         })();
-        let (counters, learned, held) = match read {
+        let (counters, learned, held, switches) = match read {
             Ok(read) => read,
             Err(cause) => return self.failed(kept, "read", &cause),
         };
@@ -42,6 +43,7 @@ impl Keeper {
         let (wall, steady) = (Timestamp::now(), kept.counting.steady());
         exchange::restore(book, counters, wall, steady);
         exchange::restore_learned(book, learned);
+        kept.switches.restore(exchange::switches(switches));
         for (process, row) in held {
             if let Some(holding) = exchange::holding(&row) {
                 book.hold_for(&process.as_str().into(), &holding);
@@ -135,11 +137,13 @@ impl Keeper {
             return;
         };
         let ledger = kept.journal.take();
+        let switches = unkept(kept);
         let batch = Batch {
             process: &self.process.clone(),
             counters: &parting.counters,
             held: Some(&parting.held),
             learned: &parting.learned,
+            switches: switches.as_ref().map(|(_, rows)| rows.as_slice()),
             ledger: &ledger,
             ..Batch::default()
         };
@@ -159,6 +163,8 @@ impl Keeper {
                 "The counting is left to a new process that does not know the last counts of this one. process={}",
                 self.process
             );
+        } else if let Some((version, _)) = switches {
+            kept.switches.note_kept(version);
         }
         // After the last word: whoever takes it reads what was written.
         drop(self.ownership.take());

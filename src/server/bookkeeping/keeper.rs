@@ -13,7 +13,9 @@ use super::{BookkeepingError, Kept};
 use crate::database::ownership::{Alive, Ownership, Successor};
 use crate::database::{
     Batch, CounterRow, Database, DatabaseError, FILE, HeldRow, LearnedRow, Meta, Opened, State,
+    SwitchRow,
 };
+use crate::routing::switches::Version;
 
 /// Between two tries to open a database that cannot be used.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
@@ -151,11 +153,13 @@ impl Keeper {
         let counters = exchange::counter_rows(&changed, Timestamp::now());
         let ledger = kept.journal.take();
         let learned = self.learned(kept);
+        let switches = unkept(kept);
         let process = self.process.clone();
         let batch = Batch {
             process: &process,
             counters: &counters,
             learned: &learned,
+            switches: switches.as_ref().map(|(_, rows)| rows.as_slice()),
             ledger: &ledger,
             ..Batch::default()
         };
@@ -165,6 +169,8 @@ impl Keeper {
                 .iter()
                 .for_each(|changed| changed.subject.write_again());
             self.failed(kept, "write", &cause);
+        } else if let Some((version, _)) = switches {
+            kept.switches.note_kept(version);
         }
     }
 
@@ -206,7 +212,7 @@ impl Keeper {
         self.trouble(kept, what, cause);
         if cause.is_corrupt() || cause.is_gone() {
             self.database = None;
-            kept.counting.book.write_all_again();
+            write_all_again(kept);
         }
     }
 
@@ -265,7 +271,7 @@ impl Keeper {
                     self.dir.display()
                 );
                 self.said = None;
-                kept.counting.book.write_all_again();
+                write_all_again(kept);
             }
             Err(cause) => self.trouble(kept, "open", &cause),
         }
@@ -311,4 +317,16 @@ impl Keeper {
     pub(super) fn is_awaited(&self) -> bool {
         Successor::is_waiting(&self.dir).unwrap_or(false)
     }
+}
+
+/// What operators have switched off or drained, if it is not written as it is.
+pub(super) fn unkept(kept: &Kept) -> Option<(Version, Vec<SwitchRow>)> {
+    let (version, entries) = kept.switches.unkept()?;
+    Some((version, exchange::switch_rows(entries)))
+}
+
+/// The file is another one.
+fn write_all_again(kept: &Kept) {
+    kept.counting.book.write_all_again();
+    kept.switches.keep_again();
 }

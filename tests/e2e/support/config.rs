@@ -101,7 +101,11 @@ impl Config {
             },
             "plans": {"unlimited": {}, "default": {}},
             "tenants": [tenant("acme"), limited, closed],
-            "upstreams": [{"id": "deepseek", "endpoints": endpoints, "accounts": slots}],
+            "upstreams": [{
+                "id": "deepseek", "endpoints": endpoints, "accounts": slots,
+                // Nobody but the tests asks for balances, unless a test wants it.
+                "credit": false,
+            }],
             "models": {
                 "deepseek-flash": {"variants": [{"upstream": "deepseek", "model": "deepseek-flash"}]},
                 "deepseek-v4-pro": {"variants": [{"upstream": "deepseek", "model": "deepseek-v4-pro"}]},
