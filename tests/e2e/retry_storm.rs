@@ -60,7 +60,7 @@ fn storm(order: &str, statuses: &[u16], waits: bool) {
         waits: Duration::from_millis(100),
         spread: FIRST,
     };
-    let crowd = Crowd::start(gateway.address(), habits);
+    let crowd = Crowd::start(gateway.address(), &key("acme"), habits);
     std::thread::sleep(Duration::from_secs(1));
     let began = now_ms();
     std::thread::sleep(HEALTHY);

@@ -198,7 +198,7 @@ fn ask(world: &World, seed: u64, patient: bool, stop: &AtomicBool) -> Tally {
     runtime.block_on(async {
         let clients = (0..CLIENTS).map(|number| {
             let mut dice = Dice(seed ^ (number as u64) << 32);
-            let mut client = Client::new(world.gateway.address(), "acme", number % 3 == 0);
+            let mut client = Client::new(world.gateway.address(), &key("acme"), number % 3 == 0);
             let tally = &tally;
             async move {
                 while !stop.load(Ordering::Acquire) {
