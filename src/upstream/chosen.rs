@@ -61,11 +61,6 @@ impl Says {
                 endpoint: Verdict::Bad,
                 breaker: None,
             },
-            FailureClass::Garbage | FailureClass::Reset => Self {
-                account: Verdict::Bad,
-                endpoint: Verdict::Bad,
-                breaker: None,
-            },
             FailureClass::RateLimited => Self {
                 endpoint: Verdict::Good,
                 ..Self::NOTHING
@@ -78,7 +73,9 @@ impl Says {
                 endpoint: Verdict::Good,
                 breaker: None,
             },
-            FailureClass::ServerError
+            FailureClass::Garbage
+            | FailureClass::Reset
+            | FailureClass::ServerError
             | FailureClass::BadGateway
             | FailureClass::Unavailable
             | FailureClass::GatewayTimeout

@@ -117,28 +117,43 @@ fn share(emulator: &Emulator, from: u64, to: u64) -> f64 {
     bad as f64 / all.max(1) as f64
 }
 
+/// The bad account's part in each second after its healing.
+fn rises(emulator: &Emulator, course: Course) -> Vec<f64> {
+    let seconds = (course.healed..course.ended).step_by(1_000);
+    seconds
+        .map(|from| share(emulator, from, from + 1_000))
+        .collect()
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap()
 }
 
+fn within(heard: &[Heard], from: u64, to: u64) -> impl Iterator<Item = &Heard> {
+    heard
+        .iter()
+        .filter(move |one| (from..to).contains(&one.at_ms))
+}
+
 /// What is wrong with how it went; empty if nothing is.
-fn faults_of(way: Way, emulator: &Emulator, heard: &[Heard], course: Course) -> Vec<String> {
+fn faults_of(
+    way: Way,
+    emulator: &Emulator,
+    heard: &[Heard],
+    control: &[Heard],
+    course: Course,
+) -> Vec<String> {
     let mut wrong = Vec::new();
     let lost: Vec<_> = heard.iter().filter(|one| !one.is_whole()).collect();
     if !lost.is_empty() {
         wrong.push(format!("{} lost, as {:?}", lost.len(), lost[0]));
     }
-    let during = |from: u64, to: u64| {
-        heard
-            .iter()
-            .filter(move |one| (from..to).contains(&one.at_ms))
-    };
-    let p99 = |from, to| crowd::first_content(during(from, to), 0.99);
-    let (before, meanwhile) = (
-        p99(course.began, course.struck),
-        p99(course.struck, course.healed),
-    );
-    if meanwhile >= before * 2 {
+    let during = |from: u64, to: u64| within(heard, from, to);
+    let p99 = |all, from, to| crowd::first_content(within(all, from, to), 0.99);
+    let before = p99(heard, course.began, course.struck);
+    let meanwhile = p99(heard, course.struck, course.healed);
+    let machine = p99(control, course.struck, course.healed);
+    if meanwhile >= before.max(machine) * 2 {
         wrong.push(format!("p99 from {before:?} to {meanwhile:?}"));
     }
     let left_alone = course.struck + millis(LEFT_ALONE);
@@ -153,6 +168,13 @@ fn faults_of(way: Way, emulator: &Emulator, heard: &[Heard], course: Course) -> 
         share(emulator, half, course.ended),
     );
     let last = share(emulator, course.ended - 2_000, course.ended);
+    let rises = rises(emulator, course);
+    // Who was at its limit was not ill: it comes back with the places that it was left.
+    let steps = rises.iter().take_while(|share| **share < 0.28);
+    let steps = steps.filter(|share| **share > 0.02).count();
+    if steps < 2 && !matches!(way, Fault("status=429")) {
+        wrong.push(format!("back at once: {rises:.2?}"));
+    }
     if first >= second {
         wrong.push(format!("no ramp: {first:.3}, then {second:.3}"));
     }
@@ -160,7 +182,7 @@ fn faults_of(way: Way, emulator: &Emulator, heard: &[Heard], course: Course) -> 
         wrong.push(format!("not back: {last:.3} at the end"));
     }
     let told = format!(
-        "{way:?}: {} in {} s, p99 {before:?} → {meanwhile:?} (longest {:?}), ill {:.2} %, back {first:.3} {second:.3} {last:.3}",
+        "{way:?}: {} in {} s, p99 {before:?} → {meanwhile:?} (longest {:?}), ill {:.2} %, back {first:.3} {second:.3} {last:.3} {rises:.2?}, machine {machine:?}",
         heard.len(),
         (course.ended - course.began) / 1000,
         during(course.struck, course.healed)
@@ -183,10 +205,16 @@ fn goes_bad(way: Way, clients: usize) -> Vec<String> {
         waits: Duration::from_millis(100),
         spread: FIRST,
     };
-    let crowd = Crowd::start(gateway.address(), habits);
+    let crowd = Crowd::start(gateway.address(), &key("acme"), habits);
+    // Straight at a healthy account: what the machine is to blame for.
+    let few = Habits {
+        clients: 2,
+        ..habits
+    };
+    let control = Crowd::start(emulator.address(), "sk-upstream-2", few);
     let course = take_course(&emulator, way);
-    let heard = crowd.finish();
-    let wrong = faults_of(way, &emulator, &heard, course);
+    let (heard, control) = (crowd.finish(), control.finish());
+    let wrong = faults_of(way, &emulator, &heard, &control, course);
     if !wrong.is_empty() {
         let told = gateway.log();
         let told = told.iter().filter(|line| line.contains("state="));

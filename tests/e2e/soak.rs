@@ -127,7 +127,10 @@ impl Tally {
                 return;
             }
             Fate::Pretends(why) => {
-                self.wrong.push(format!("{asked:?}: {why} {heard:?}"));
+                self.wrong.push(format!(
+                    "{:?} {} {why} {}",
+                    asked.surface, asked.streamed, heard.request_id
+                ));
                 return;
             }
             Fate::Told(why) => format!("told {why}"),
@@ -195,7 +198,7 @@ fn ask(world: &World, seed: u64, patient: bool, stop: &AtomicBool) -> Tally {
     runtime.block_on(async {
         let clients = (0..CLIENTS).map(|number| {
             let mut dice = Dice(seed ^ (number as u64) << 32);
-            let mut client = Client::new(world.gateway.address(), "acme", number % 3 == 0);
+            let mut client = Client::new(world.gateway.address(), &key("acme"), number % 3 == 0);
             let tally = &tally;
             async move {
                 while !stop.load(Ordering::Acquire) {
@@ -235,9 +238,16 @@ fn go_wrong(world: &World, seed: u64, stop: &AtomicBool) {
         if stop.load(Ordering::Acquire) {
             break;
         }
+        // Each illness lasts a second or two, that of all accounts one.
+        world.emulator.order(None, "");
+        for account in &accounts {
+            if dice.percent(40) {
+                world.emulator.order(Some(account), "");
+            }
+        }
         match dice.below(20) {
             0 => world.emulator.order(None, FAULTS[dice.below(FAULTS.len())]),
-            1..4 => world.emulator.order(None, ""),
+            1..4 => {}
             _ => {
                 let account = &accounts[dice.below(ACCOUNTS)];
                 world
@@ -245,7 +255,7 @@ fn go_wrong(world: &World, seed: u64, stop: &AtomicBool) {
                     .order(Some(account), FAULTS[dice.below(FAULTS.len())]);
             }
         }
-        match dice.below(8) {
+        match dice.below(12) {
             0 => world.relay.reset_all(),
             1 => world.relay.block(),
             2 => world.relay.cut_after(500 + dice.below(20_000)),

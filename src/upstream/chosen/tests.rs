@@ -129,9 +129,19 @@ fn the_providers_verdict_holds_without_rules_and_for_the_last_account_too() {
 
 #[test]
 fn when_all_fail_alike_the_breaker_opens_and_the_accounts_are_forgiven() {
+    for class in [
+        FailureClass::Unavailable,
+        FailureClass::Reset,
+        FailureClass::Garbage,
+    ] {
+        all_fail_alike(class);
+    }
+}
+
+fn all_fail_alike(class: FailureClass) {
     let lane = lane(with_rules(3, 1));
     let now = Instant::now();
-    send_to_all(&lane, failed(FailureClass::Unavailable), 7, now);
+    send_to_all(&lane, failed(class), 7, now);
     assert_eq!([0, 1, 2].map(|index| account(&lane, index)), ["good"; 3]);
     let (_, shown) = lane.breakers().next().unwrap();
     assert!(matches!(shown.state, State::Open { .. }) && !shown.for_one);

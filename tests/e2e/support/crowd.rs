@@ -18,8 +18,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::key;
-
 type Body = Full<Bytes>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +99,7 @@ pub enum Leaves {
 /// One client's connection, made anew when it must be.
 pub struct Client {
     to: SocketAddr,
-    tenant: String,
+    key: String,
     way: Way,
 }
 
@@ -114,13 +112,14 @@ enum Way {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Client {
-    pub fn new(to: SocketAddr, tenant: &str, http2: bool) -> Self {
+    /// Shows `key` as a bearer token.
+    pub fn new(to: SocketAddr, key: &str, http2: bool) -> Self {
         let way = match http2 {
             true => Way::Http2(None),
             false => Way::Http1(None),
         };
-        let tenant = tenant.to_owned();
-        Self { to, tenant, way }
+        let key = key.to_owned();
+        Self { to, key, way }
     }
 
     pub async fn ask(&mut self, question: &Question, leaves: Leaves) -> Heard {
@@ -202,7 +201,7 @@ impl Client {
     async fn send(&mut self, question: &Question) -> Result<Response<Incoming>, String> {
         let head = Head::post(format!("http://gateway{}", question.path()))
             .header("host", "gateway")
-            .header("authorization", format!("Bearer {}", key(&self.tenant)))
+            .header("authorization", format!("Bearer {}", self.key))
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(question.body().to_string())))
             .unwrap();
@@ -271,7 +270,8 @@ pub struct Habits {
 
 impl Crowd {
     /// Streamed chat over HTTP/1.1, one request after the other in each client.
-    pub fn start(to: SocketAddr, habits: Habits) -> Self {
+    pub fn start(to: SocketAddr, key: &str, habits: Habits) -> Self {
+        let key: Arc<str> = key.into();
         let stop = Arc::new(AtomicBool::new(false));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let (stopped, gathered) = (Arc::clone(&stop), Arc::clone(&heard));
@@ -284,7 +284,8 @@ impl Crowd {
                 let mut clients = tokio::task::JoinSet::new();
                 for number in 0..habits.clients {
                     let (stop, heard) = (Arc::clone(&stopped), Arc::clone(&gathered));
-                    clients.spawn(keep_asking(number, to, habits, stop, heard));
+                    let client = Client::new(to, &key, false);
+                    clients.spawn(keep_asking(number, client, habits, stop, heard));
                 }
                 while let Some(ended) = clients.join_next().await {
                     ended.unwrap();
@@ -318,12 +319,11 @@ impl Drop for Crowd {
 
 async fn keep_asking(
     number: usize,
-    to: SocketAddr,
+    mut client: Client,
     habits: Habits,
     stop: Arc<AtomicBool>,
     heard: Arc<Mutex<Vec<Heard>>>,
 ) {
-    let mut client = Client::new(to, "acme", false);
     let share = u32::try_from(number).unwrap();
     let among = u32::try_from(habits.clients).unwrap();
     tokio::time::sleep(habits.spread * share / among).await;
@@ -398,7 +398,12 @@ impl Said {
 
 fn of_stream(surface: Surface, text: &str, whole: bool) -> Fate {
     let (mut said, mut finish, mut ended) = (Said::default(), None, false);
-    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
+    // An event is one by its blank line: what comes after the last one is thrown away.
+    let events = text.rsplit_once("\n\n").map_or("", |(events, _)| events);
+    for data in events
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+    {
         if ended {
             continue;
         }
@@ -406,12 +411,9 @@ fn of_stream(surface: Surface, text: &str, whole: bool) -> Fate {
             ended = surface == Surface::Chat;
             continue;
         }
-        // Half an event: so it is broken.
         let Ok(event) = serde_json::from_str::<Value>(data) else {
-            return match whole {
-                true => Fate::Pretends(format!("no JSON: {data}")),
-                false => Fate::Broken("within an event".to_owned()),
-            };
+            // There SDKs raise.
+            return Fate::Broken("no JSON in an event".to_owned());
         };
         let failed = matches!(event["type"].as_str(), Some("error" | "response.failed"));
         if failed || !event["error"].is_null() {
