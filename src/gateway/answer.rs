@@ -86,6 +86,11 @@ impl Gateway {
         end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
+        if ctx.answer.interrupted {
+            // The last word is said.
+            *body = Some(Bytes::new());
+            return Ok(());
+        }
         let now = Instant::now();
         self.check_clocks(ctx, now)?;
         if ctx.answer.begun && ctx.answer.resumption.is_none() && head_is_out(session) {
@@ -159,9 +164,15 @@ impl Gateway {
         };
         let seen = scanner.seen();
         let (content, progress) = (seen.first_content, seen.progress);
+        // A proper end may say that it is one of a failure.
+        let failed = seen.error.is_some() && !seen.ended;
         if ctx.answer.begun {
             if progress {
                 ctx.moved(Step::Content, now);
+            }
+            if failed && ctx.answer.resumption.is_none() {
+                let out = before_error(&out);
+                return Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer));
             }
             return self.write_down(ctx, out);
         }
@@ -250,11 +261,10 @@ impl Gateway {
                 let error = Error::explain(ErrorType::ConnectionClosed, fault.as_str());
                 return Err(error.into_up());
             }
-            self.failed_after_content(ctx, fault);
             if matches!(ctx.answer.watch, Watch::Stream(_)) {
-                let told = ctx.tell_interruption();
-                return Ok(join(out, told));
+                return Ok(self.interrupt(ctx, out, fault));
             }
+            self.failed_after_content(ctx, fault);
             let error = Error::explain(ErrorType::ConnectionClosed, "half an answer");
             return Err(error.into_up());
         }
@@ -270,8 +280,18 @@ impl Gateway {
         Err(error)
     }
 
+    /// Ends a stream that failed after content: what is left of it, and an event that says so.
+    pub(super) fn interrupt(&self, ctx: &mut Context, out: Bytes, class: FailureClass) -> Bytes {
+        self.failed_after_content(ctx, class);
+        if let Some(behind) = &ctx.behind {
+            behind.break_off();
+        }
+        let told = ctx.tell_interruption();
+        join(out, told)
+    }
+
     /// The answer came to its proper end.
-    fn succeed(&self, ctx: &mut Context) {
+    pub(super) fn succeed(&self, ctx: &mut Context) {
         ctx.begin_answer();
         ctx.answer.complete = true;
         let outcome = match &ctx.answer.watch {
@@ -298,6 +318,11 @@ impl Context {
         }
     }
 
+    /// Did the stream come to its own end, whatever became of the connection?
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().ended)
+    }
+
     /// What an attempt that failed before its content left behind.
     pub(super) fn forget_answer(&mut self) {
         let opened = self.answer.opened;
@@ -306,6 +331,18 @@ impl Context {
             ..Answer::default()
         };
     }
+}
+
+/// The events before the one that tells of an upstream's error: that is told in our words, since
+/// its own may be another dialect's, and hold what is no tenant's business.
+fn before_error(out: &Bytes) -> Bytes {
+    let Some(at) = memchr::memmem::find(out, b"error") else {
+        return Bytes::new();
+    };
+    let before = out.get(..at).unwrap_or_default();
+    let ends = [b"\n\n".as_slice(), b"\r\n\r\n", b"\r\r"];
+    let ends = ends.map(|end| Some(memchr::memmem::rfind(before, end)? + end.len()));
+    out.slice(..ends.into_iter().flatten().max().unwrap_or(0))
 }
 
 /// Has the client a final head?

@@ -40,8 +40,19 @@ impl Gateway {
             ctx.client_gone = true;
             return gone;
         }
+        if ctx.answer.begun && ctx.answer.complete {
+            // The upstream broke off after the stream's own end.
+            let _ = session.write_response_body(None, true).await;
+            return FailToProxy {
+                error_code: ctx.answer.status,
+                can_reuse_downstream: false,
+            };
+        }
         if ctx.answer.begun {
-            if let Some(event) = ctx.tell_interruption() {
+            if ctx.answer.interrupted {
+                // The stream says so itself, and was broken off after it.
+                let_out(&session.downstream_session).await;
+            } else if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.
                 let _ = session.write_response_body(Some(event), false).await;
                 let_out(&session.downstream_session).await;
@@ -173,10 +184,6 @@ impl Context {
             .map(|error| format!("upstream said: kind={:?} code={:?}", error.kind, error.code));
         let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
         self.refusal = Some(Refusal { detail, ..refusal });
-        if said.is_some() {
-            // The upstream has told the client itself.
-            return Some(join(owed, held));
-        }
         let told = join(held.unwrap_or_default(), Some(Bytes::from(event)));
         Some(join(owed, Some(told)))
     }

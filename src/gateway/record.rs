@@ -220,7 +220,7 @@ fn ending(ctx: &Context, failed: bool) -> Ending {
         Ending::Refused
     } else if ctx.client_gone {
         Ending::ClientGone
-    } else if failed {
+    } else if failed && !ctx.answer.complete {
         Ending::Interrupted
     } else {
         Ending::Complete

@@ -97,9 +97,7 @@ impl Gateway {
             let why = "the upstream told of a failure in mid-stream";
             return Err(Error::explain(ErrorType::ConnectionClosed, why).into_up());
         }
-        let resumption = ctx.answer.resumption.take();
-        let held = resumption.and_then(|mut it| it.transcript.finish());
-        Ok(super::answer::join(out, held))
+        Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer))
     }
 
     /// What was held back of a stream that has come to its proper end.

@@ -181,6 +181,12 @@ impl Gateway {
         }
         let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
         let refusal = refusal_for(class, None).detail(why);
+        if ctx.answer.begun && ctx.has_ended() {
+            // The stream had come to its own end: nobody misses anything.
+            self.succeed(ctx);
+            error.set_retry(false);
+            return error;
+        }
         if ctx.answer.begun {
             let again = self.resume(ctx, class);
             if !again {

@@ -59,6 +59,8 @@ struct Shared {
     late: AtomicBool,
     /// Bytes of answers that came here to be passed on.
     taken: AtomicUsize,
+    /// What comes next is the last, and must not end as if it were whole.
+    broken: AtomicBool,
     /// The client's session, when nothing stands in its place any more.
     back: Mutex<Option<ServerSession>>,
 }
@@ -85,6 +87,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
+        broken: AtomicBool::new(false),
         back: Mutex::default(),
     });
     let client = vacate(session);
@@ -134,6 +137,11 @@ impl Behind {
     /// Was the deadline over? True once for each time.
     pub fn was_late(&self) -> bool {
         self.0.late.swap(false, Ordering::AcqRel)
+    }
+
+    /// Breaks the answer off after what goes out next: its body gets no proper end.
+    pub fn break_off(&self) {
+        self.0.broken.store(true, Ordering::Release);
     }
 
     /// How many bytes of the answer's body came here to be passed on. Pingora shows several pieces
@@ -310,6 +318,18 @@ impl StandIn {
     }
 }
 
+/// Takes an end off a task; false if it was nothing else.
+fn leave_open(task: &mut HttpTask) -> bool {
+    match task {
+        HttpTask::Body(_, end) | HttpTask::Header(_, end) => {
+            *end = false;
+            true
+        }
+        HttpTask::Trailer(_) | HttpTask::Done => false,
+        _ => true,
+    }
+}
+
 impl Drop for StandIn {
     fn drop(&mut self) {
         let nobody = ServerSession::new_custom(Box::new(()));
@@ -392,7 +412,13 @@ impl Seat for StandIn {
         let failed = tasks
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
-        let failure = failed.and_then(|at| tasks.drain(at..).next());
+        let mut failure = failed.and_then(|at| tasks.drain(at..).next());
+        if self.shared.broken.load(Ordering::Acquire) {
+            tasks.retain_mut(leave_open);
+            let why = "the answer ended as it should not";
+            let error = Error::explain(ErrorType::ConnectionClosed, why).into_up();
+            failure = failure.or(Some(HttpTask::Failed(error)));
+        }
         let bytes = tasks.iter().map(|task| match task {
             HttpTask::Body(Some(piece), _) => piece.len(),
             _ => 0,

@@ -17,8 +17,10 @@ const REMEMBERED: usize = 16 * 1024;
 const ACCOUNT: u64 = 0xFFFF;
 /// Conversations after which those before count half.
 const RECENT: u64 = 512;
-/// How many more than the second the first may have been given, for one part in so many.
-const MARGIN: u64 = 16;
+/// How many more than the second the first may have been given: so many, and one part in so many.
+/// Narrower, hosts that meet the same conversations in another order agree on fewer.
+const SLACK: u64 = 4;
+const MARGIN: u64 = 8;
 
 /// An account among those to choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +97,7 @@ impl Given {
     fn has_more(&self, one: &Candidate, other: &Candidate) -> bool {
         let share = |it: &Candidate, count: u64| count * 1_000 / u64::from(it.weight.max(1));
         let (own, others) = (self.of(one.seed), self.of(other.seed));
-        share(one, own) > share(other, others + 1 + others / MARGIN)
+        share(one, own) > share(other, others + SLACK + others / MARGIN)
     }
 
     fn give(&mut self, seed: u64) {
@@ -123,7 +125,8 @@ pub fn score(key: u64, account: Candidate) -> f64 {
 fn best_two(key: u64, accounts: &[Candidate]) -> Option<(usize, Option<usize>)> {
     let scored = accounts.iter().enumerate();
     let scored = scored.filter(|(_, account)| account.weight > 0);
-    let (mut first, mut second): (Option<(usize, f64)>, Option<(usize, f64)>) = (None, None);
+    let mut first: Option<(usize, f64)> = None;
+    let mut second: Option<(usize, f64)> = None;
     for (index, account) in scored {
         let score = score(key, *account);
         if first.is_none_or(|(_, best)| score > best) {
@@ -184,7 +187,7 @@ mod tests {
         for seed in 0..2_000 {
             let spread = spread(seed, 200, &four);
             let most = *spread.iter().max().unwrap();
-            assert!(most <= 60, "{seed}: {spread:?}");
+            assert!(most <= 62, "{seed}: {spread:?}");
         }
     }
 
@@ -207,7 +210,7 @@ mod tests {
         let elsewhere = keys.iter().rev().map(|key| other.home(*key, &four));
         let agreed = elsewhere.zip(homes.iter().rev()).filter(|(a, b)| a == *b);
         let agreed = agreed.count();
-        assert!(agreed > 850, "{agreed}");
+        assert!(agreed > 900, "{agreed}");
     }
 
     #[test]
