@@ -253,6 +253,9 @@ impl Gateway {
             self.failed_after_content(ctx, fault);
             if matches!(ctx.answer.watch, Watch::Stream(_)) {
                 let told = ctx.tell_interruption();
+                if let Some(behind) = &ctx.behind {
+                    behind.break_off();
+                }
                 return Ok(join(out, told));
             }
             let error = Error::explain(ErrorType::ConnectionClosed, "half an answer");

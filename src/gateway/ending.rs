@@ -40,6 +40,11 @@ impl Gateway {
             ctx.client_gone = true;
             return gone;
         }
+        if ctx.answer.interrupted {
+            // Told already, with the last of what came.
+            let_out(&session.downstream_session).await;
+            return gone;
+        }
         if ctx.answer.begun {
             if let Some(event) = ctx.tell_interruption() {
                 // Best effort; the connection is closed without a proper end either way.

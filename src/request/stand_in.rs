@@ -57,6 +57,8 @@ struct Shared {
     /// Milliseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    /// What comes now is the last, and no proper end.
+    breaks_off: AtomicBool,
     /// Bytes of answers that came here to be passed on.
     taken: AtomicUsize,
     /// The client's session, when nothing stands in its place any more.
@@ -84,6 +86,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        breaks_off: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
         back: Mutex::default(),
     });
@@ -129,6 +132,11 @@ impl Behind {
     pub fn wait_until(&self, deadline: Option<std::time::Instant>) {
         let millis = deadline.map_or(NEVER, |at| self.0.millis(Instant::from_std(at)));
         self.0.deadline.store(millis, Ordering::Release);
+    }
+
+    /// The answer is over and was not whole: the client gets what comes now, and no proper end.
+    pub fn break_off(&self) {
+        self.0.breaks_off.store(true, Ordering::Release);
     }
 
     /// Was the deadline over? True once for each time.
@@ -317,6 +325,18 @@ impl Drop for StandIn {
     }
 }
 
+/// Takes the mark of the end off a piece of the answer; false for what is nothing but an end.
+fn without_end(task: &mut HttpTask) -> bool {
+    match task {
+        HttpTask::Header(_, end) | HttpTask::Body(_, end) | HttpTask::UpgradedBody(_, end) => {
+            *end = false;
+            true
+        }
+        HttpTask::Trailer(_) | HttpTask::Done => false,
+        HttpTask::Failed(_) => true,
+    }
+}
+
 #[async_trait]
 impl Seat for StandIn {
     fn req_header(&self) -> &RequestHeader {
@@ -392,7 +412,12 @@ impl Seat for StandIn {
         let failed = tasks
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
-        let failure = failed.and_then(|at| tasks.drain(at..).next());
+        let mut failure = failed.and_then(|at| tasks.drain(at..).next());
+        if self.shared.breaks_off.load(Ordering::Acquire) {
+            tasks.retain_mut(without_end);
+            let error = Error::explain(ErrorType::ConnectionClosed, "half an answer").into_up();
+            failure.get_or_insert(HttpTask::Failed(error));
+        }
         let bytes = tasks.iter().map(|task| match task {
             HttpTask::Body(Some(piece), _) => piece.len(),
             _ => 0,
