@@ -231,6 +231,7 @@ impl Gateway {
                 let seen = scanner.seen();
                 let fault = match seen.ended {
                     false if seen.foreign => Some(FailureClass::Garbage),
+                    false if seen.error.is_some() => Some(FailureClass::ErrorInAnswer),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };
@@ -274,7 +275,7 @@ impl Gateway {
     }
 
     /// The answer came to its proper end.
-    fn succeed(&self, ctx: &mut Context) {
+    pub(super) fn succeed(&self, ctx: &mut Context) {
         ctx.begin_answer();
         ctx.answer.complete = true;
         let outcome = match &ctx.answer.watch {

@@ -40,6 +40,12 @@ impl Gateway {
             ctx.client_gone = true;
             return gone;
         }
+        if ctx.answer.begun && ctx.answer.complete {
+            let held = self.last_written(ctx).ok().flatten();
+            let _ = session.write_response_body(held, true).await;
+            let_out(&session.downstream_session).await;
+            return gone;
+        }
         if ctx.answer.interrupted {
             // Told already, with the last of what came.
             let_out(&session.downstream_session).await;
@@ -155,6 +161,11 @@ fn is_the_upstreams(code: Code) -> bool {
 }
 
 impl Context {
+    /// Has a stream come to its proper end, whatever its framing says?
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().ended)
+    }
+
     /// Marks the answer as interrupted; the event that says so, if this is a stream to which
     /// nobody has said it yet.
     pub(super) fn tell_interruption(&mut self) -> Option<Bytes> {

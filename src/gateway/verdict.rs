@@ -160,6 +160,12 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
+        if ctx.answer.begun && ctx.has_ended() {
+            // The stream was whole; only its framing was not.
+            self.succeed(ctx);
+            error.set_retry(false);
+            return error;
+        }
         if stale && !late && !ctx.answer.begun {
             return self.connection_was_stale(ctx, error);
         }
