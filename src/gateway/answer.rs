@@ -242,6 +242,7 @@ impl Gateway {
                 let seen = scanner.seen();
                 let fault = match seen.ended {
                     false if seen.foreign => Some(FailureClass::Garbage),
+                    false if seen.error.is_some() => Some(FailureClass::ErrorInAnswer),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };
@@ -316,11 +317,6 @@ impl Context {
         if let Some(behind) = &self.behind {
             behind.open(true);
         }
-    }
-
-    /// Did the stream come to its own end, whatever became of the connection?
-    pub(super) fn has_ended(&self) -> bool {
-        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().ended)
     }
 
     /// What an attempt that failed before its content left behind.

@@ -42,7 +42,9 @@ impl Gateway {
         }
         if ctx.answer.begun && ctx.answer.complete {
             // The upstream broke off after the stream's own end.
-            let _ = session.write_response_body(None, true).await;
+            let held = self.last_written(ctx).ok().flatten();
+            let _ = session.write_response_body(held, true).await;
+            let_out(&session.downstream_session).await;
             return FailToProxy {
                 error_code: ctx.answer.status,
                 can_reuse_downstream: false,
@@ -161,6 +163,11 @@ fn is_the_upstreams(code: Code) -> bool {
 }
 
 impl Context {
+    /// Has a stream come to its proper end, whatever its framing says?
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().ended)
+    }
+
     /// Marks the answer as interrupted; the event that says so, if this is a stream to which
     /// nobody has said it yet.
     pub(super) fn tell_interruption(&mut self) -> Option<Bytes> {

@@ -160,17 +160,27 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
+        if ctx.answer.begun && ctx.has_ended() {
+            // The stream was whole; only its framing was not.
+            self.succeed(ctx);
+            error.set_retry(false);
+            return error;
+        }
         if stale && !late && !ctx.answer.begun {
             return self.connection_was_stale(ctx, error);
         }
-        let timed_out = matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout);
-        let class = match kind {
-            _ if late || timed_out => FailureClass::Deadline,
-            ErrorType::InvalidHTTPHeader => FailureClass::Garbage,
-            ErrorType::TLSHandshakeFailure => FailureClass::Tls,
-            _ if ctx.attempts.current.as_ref().is_some_and(|it| it.answered) => FailureClass::Cut,
-            _ => FailureClass::Reset,
-        };
+        let class = class_of_break(ctx, &kind, late);
+        self.broken(ctx, error, &kind, class)
+    }
+
+    /// A connection that broke for the upstream's fault, or for a deadline.
+    fn broken(
+        &self,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+        kind: &ErrorType,
+        class: FailureClass,
+    ) -> Box<Error> {
         let clock = self.which_clock(ctx, class);
         if clock == Some(Late::Total) {
             // The request's own time is over: that is nobody's fault.
@@ -181,12 +191,6 @@ impl Gateway {
         }
         let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
         let refusal = refusal_for(class, None).detail(why);
-        if ctx.answer.begun && ctx.has_ended() {
-            // The stream had come to its own end: nobody misses anything.
-            self.succeed(ctx);
-            error.set_retry(false);
-            return error;
-        }
         if ctx.answer.begun {
             let again = self.resume(ctx, class);
             if !again {
@@ -398,6 +402,18 @@ impl Gateway {
             .inc();
         ctx.attempts.left_at_work = ctx.client_gone && attempt.sent;
         ctx.attempts.ended(names, outcome, attempt.began.elapsed());
+    }
+}
+
+fn class_of_break(ctx: &Context, kind: &ErrorType, late: bool) -> FailureClass {
+    let answered = ctx.attempts.current.as_ref().is_some_and(|it| it.answered);
+    match kind {
+        _ if late => FailureClass::Deadline,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => FailureClass::Deadline,
+        ErrorType::InvalidHTTPHeader => FailureClass::Garbage,
+        ErrorType::TLSHandshakeFailure => FailureClass::Tls,
+        _ if answered => FailureClass::Cut,
+        _ => FailureClass::Reset,
     }
 }
 

@@ -133,7 +133,6 @@ impl Behind {
         let millis = deadline.map_or(NEVER, |at| self.0.millis(Instant::from_std(at)));
         self.0.deadline.store(millis, Ordering::Release);
     }
-
     /// Was the deadline over? True once for each time.
     pub fn was_late(&self) -> bool {
         self.0.late.swap(false, Ordering::AcqRel)
