@@ -38,5 +38,5 @@ macro_rules! targets {
 }
 
 targets! {
-    answer api_key client_address head json key_set proxy_protocol scan signature sse token
+    answer api_key balance client_address head json key_set proxy_protocol scan signature sse token
 }

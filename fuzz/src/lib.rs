@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod api_key;
+pub mod balance;
 pub mod client_address;
 pub mod head;
 pub mod json;

@@ -69,6 +69,7 @@ enum Kind {
 pub(super) enum Place<W: Args> {
     /// An account, as UPSTREAM/ACCOUNT
     Account {
+        /// Its upstream and its id, such as deepseek/main
         #[arg(value_name = "UPSTREAM/ACCOUNT", value_parser = pair)]
         account: (String, String),
         #[command(flatten)]
@@ -78,8 +79,10 @@ pub(super) enum Place<W: Args> {
     },
     /// An endpoint of an upstream, by its URL in the configuration
     Endpoint {
+        /// The upstream's id
         #[arg(value_name = "UPSTREAM")]
         upstream: String,
+        /// As the configuration has it
         #[arg(value_name = "URL")]
         url: String,
         #[command(flatten)]

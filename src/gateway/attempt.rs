@@ -60,6 +60,8 @@ impl Gateway {
                 return Err(refused(ctx));
             };
             match self.wait_for_place(session, ctx, &lane).await? {
+                // Switched off meanwhile: whoever waits behind hears of it in the same way.
+                Ok(_) if self.is_off(&lane) => ctx.attempts.next_lane(),
                 Ok(chosen) => {
                     if let Some(peer) = self.start(ctx, &lane, chosen, Instant::now()) {
                         return Ok(peer);

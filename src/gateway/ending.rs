@@ -11,6 +11,7 @@ use pingora::{Error, ErrorSource, Result};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::Gateway;
+use super::answer::head_is_out;
 use super::answer::join;
 use crate::context::{Context, Watch};
 use crate::request::degraded::{self, Asked};
@@ -47,6 +48,8 @@ impl Gateway {
             }
             return gone;
         }
+        // Keep-alives may have let the head out since this attempt's head came.
+        ctx.answer.opened |= head_is_out(session);
         if self.degrade(session, ctx).await.unwrap_or(false) {
             return FailToProxy {
                 error_code: StatusCode::OK.as_u16(),

@@ -136,6 +136,25 @@ fn an_answer_that_says_nothing_changes_nothing_and_is_told_once() {
 }
 
 #[test]
+fn an_account_that_gets_no_answer_delays_neither_the_others_nor_the_checks() {
+    let emulator = Emulator::start(Emulator::with_accounts(2));
+    emulator.order(Some("account-2"), "stall,everywhere");
+    // Checks are made with the key of the first account.
+    let health = json!({"interval": "1s"});
+    let gateway = Gateway::start(config(&emulator).set("/upstreams/0/health", health));
+    eventually("patience with the second one ends", SOON, || {
+        (polls(&gateway, "failed") >= 1.0).then_some(())
+    });
+    assert!(polls(&gateway, "ok") >= 3.0);
+    let journal = Request::get("/_emulator/journal").send(emulator.address());
+    let journal = journal.json();
+    let checks = journal.as_array().unwrap().iter();
+    let checks = checks.filter(|call| call["path"] == "/models").count();
+    assert!(checks >= 3, "{checks}");
+    gateway.logged(&["does not tell", "account=account-2", "no answer in time"]);
+}
+
+#[test]
 fn a_key_that_is_refused_there_is_left_to_the_requests_to_judge() {
     let (emulator, gateway) = stage(2);
     eventually("both were asked", SOON, || {

@@ -2,7 +2,7 @@
 //! when nothing is left the tenant gets an honest error; a tenant's own error stays its own.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tidegate::emulator::EmulatorConfig;
@@ -46,7 +46,7 @@ fn an_endpoint_that_refuses_connections_is_passed_over() {
         );
     }
     // Three failures in a row took it out; after that nobody pays for it any more.
-    let failed = gateway.metric("tidegate_attempts_total", &["outcome=\"connect_failed\""]);
+    let failed = gateway.metric("tidegate_attempts_total", &["outcome=\"connect\""]);
     assert_eq!(failed, 3.0);
     assert!(!endpoint_is_healthy(&gateway, &urls[0]));
     assert!(endpoint_is_healthy(&gateway, &urls[1]));
@@ -124,75 +124,94 @@ fn a_connection_that_breaks_before_the_answer_is_tried_again() {
     assert_eq!(emulator.calls().len(), 2);
 }
 
+/// What everybody is asked, and the `type` of an error there.
+fn asked_of_all(
+    kind: &'static str,
+    anthropic: &'static str,
+) -> [(&'static str, Value, &'static str); 4] {
+    [
+        ("/v1/chat/completions", chat("hello"), kind),
+        ("/v1/chat/completions", chat_stream("hello"), kind),
+        ("/anthropic/v1/messages", message("hello"), anthropic),
+        ("/anthropic/v1/messages", message_stream("hello"), anthropic),
+    ]
+}
+
+/// Two accounts that both fail; with a queue, accounts at their limit would be waited for.
+fn without_queue(emulator: &Emulator) -> Gateway {
+    let config = Config::for_emulator(emulator).set("/queue/max_length", json!(0));
+    Gateway::start(config.unguarded())
+}
+
+/// Told as it is, with a time to come back, after each account was asked once.
+fn is_told_honestly(
+    gateway: &Gateway,
+    emulator: &Emulator,
+    (path, body, kind): &(&str, Value, &str),
+    (status, told, code): (u16, u16, &str),
+) {
+    emulator.forget_calls();
+    let answer = gateway.post(path, body);
+    assert_eq!(answer.status, told, "{status} {path}: {}", answer.text());
+    assert_eq!(answer.code(), code, "{status} {path}");
+    assert_eq!(answer.json()["error"]["type"], *kind, "{status} {path}");
+    assert_eq!(answer.header("retry-after"), Some("7"), "{status} {path}");
+    // Another try may help, so the SDKs' own rule holds.
+    assert_ne!(
+        answer.header("x-should-retry"),
+        Some("false"),
+        "{status} {path}"
+    );
+    assert_eq!(
+        emulator.calls().len(),
+        2,
+        "{status} {path}: two attempts, no more"
+    );
+}
+
 #[test]
 fn when_all_fail_the_tenant_is_told_honestly_and_when_to_come_back() {
     let emulator = Emulator::start(Emulator::with_accounts(2));
-    // With a queue, accounts at their limit would be waited for.
-    let config = Config::for_emulator(&emulator).set("/queue/max_length", json!(0));
-    let gateway = Gateway::start(config);
-    for (status, told, code, kind, anthropic_kind) in [
-        (
-            503,
-            503,
-            "upstream_unavailable",
-            "server_error",
-            "overloaded_error",
-        ),
-        (500, 502, "upstream_error", "server_error", "api_error"),
-        (
-            429,
-            429,
-            "upstream_rate_limited",
-            "rate_limit_error",
-            "rate_limit_error",
-        ),
-        (
-            402,
-            503,
-            "upstream_unavailable",
-            "server_error",
-            "overloaded_error",
-        ),
-        (
-            401,
-            503,
-            "upstream_unavailable",
-            "server_error",
-            "overloaded_error",
-        ),
+    let gateway = without_queue(&emulator);
+    let overloaded = asked_of_all("server_error", "overloaded_error");
+    let failed = asked_of_all("server_error", "api_error");
+    let limited = asked_of_all("rate_limit_error", "rate_limit_error");
+    for (case, asked) in [
+        ((503, 503, "upstream_unavailable"), overloaded),
+        ((500, 502, "upstream_error"), failed),
+        ((429, 429, "upstream_rate_limited"), limited),
     ] {
-        emulator.order(None, &format!("status={status},retry_after=7"));
-        for (path, body, expected) in [
-            ("/v1/chat/completions", chat("hello"), kind),
-            ("/v1/chat/completions", chat_stream("hello"), kind),
-            ("/anthropic/v1/messages", message("hello"), anthropic_kind),
-            (
-                "/anthropic/v1/messages",
-                message_stream("hello"),
-                anthropic_kind,
-            ),
-        ] {
-            emulator.forget_calls();
-            let answer = gateway.post(path, &body);
-            assert_eq!(answer.status, told, "{status} {path}: {}", answer.text());
-            assert_eq!(answer.code(), code, "{status} {path}");
-            assert_eq!(answer.json()["error"]["type"], expected, "{status} {path}");
-            assert_eq!(answer.header("retry-after"), Some("7"), "{status} {path}");
-            // Another try may help, so the SDKs' own rule holds.
-            assert_ne!(
-                answer.header("x-should-retry"),
-                Some("false"),
-                "{status} {path}"
-            );
-            assert_eq!(
-                emulator.calls().len(),
-                2,
-                "{status} {path}: two attempts, no more"
-            );
+        emulator.order(None, &format!("status={},retry_after=7", case.0));
+        for asked in &asked {
+            is_told_honestly(&gateway, &emulator, asked, case);
         }
     }
     emulator.order(None, "");
     assert!(gateway.is_serving());
+}
+
+#[test]
+fn when_all_accounts_are_refused_the_tenant_is_told_so_and_they_are_left_alone() {
+    let emulator = Emulator::start(Emulator::with_accounts(2));
+    for status in [402, 401] {
+        emulator.order(None, &format!("status={status},retry_after=7"));
+        let all = asked_of_all("server_error", "overloaded_error");
+        for asked in &all {
+            let gateway = without_queue(&emulator);
+            let case = (status, 503, "upstream_unavailable");
+            is_told_honestly(&gateway, &emulator, asked, case);
+            // They are known now: the next one is told at once, and when they may be asked again.
+            emulator.forget_calls();
+            let (path, body, kind) = asked;
+            let answer = gateway.post(path, body);
+            let told = (answer.status, answer.code());
+            assert_eq!(told, (503, "upstream_unavailable".to_owned()), "{path}");
+            assert_eq!(answer.json()["error"]["type"], *kind, "{path}");
+            let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+            assert!((1..=40).contains(&wait), "{wait}");
+            assert_eq!(emulator.calls().len(), 0, "{status} {path}");
+        }
+    }
 }
 
 #[test]
@@ -340,6 +359,8 @@ fn a_health_check_takes_an_endpoint_out_and_brings_it_back() {
             "/upstreams/0/health",
             json!({"interval": "100ms", "timeout": "1s", "unhealthy_after": 2}),
         );
+    // Otherwise the other one would take its share for a while.
+    let config = config.set("/upstreams/0/outlier/ramp", json!("0s"));
     let gateway = Gateway::start(config);
     assert!(gateway.is_serving());
     assert_eq!((first.calls().len(), second.calls().len()), (1, 0));
@@ -393,6 +414,8 @@ fn an_endpoint_that_goes_away_and_comes_back_is_used_again() {
 fn no_tenant_can_mark_an_endpoint_unhealthy() {
     let emulator = Emulator::quick();
     let config = Config::for_emulator(&emulator).set("/upstreams/0/health", json!(false));
+    // It has no peers. A breaker looks at how often the upstream fails, whoever asked.
+    let config = config.set("/upstreams/0/breaker", json!(false));
     let gateway = Gateway::start(config);
     for _ in 0..5 {
         for order in [
@@ -410,14 +433,39 @@ fn no_tenant_can_mark_an_endpoint_unhealthy() {
                 .rest();
         }
         gateway.post("/v1/chat/completions", &json!({"model": "deepseek-flash"}));
-        let mut wire = gateway.connect();
-        let request = Request::post("/v1/chat/completions", &chat_stream("[[fault:stall]]"));
-        wire.send(&request.key("acme").to_bytes());
-        emulator.call_once("the call", |call| call["outcome"].is_null());
-        drop(wire);
-        emulator.call_ended("client_gone");
+        leave(&gateway, &emulator);
     }
     assert!(endpoint_is_healthy(&gateway, &emulator.url()));
+    assert!(gateway.is_serving());
+}
+
+/// A client that does not wait for its answer.
+fn leave(gateway: &Gateway, emulator: &Emulator) {
+    let mut wire = gateway.connect();
+    let request = Request::post("/v1/chat/completions", &chat_stream("[[fault:stall]]"));
+    wire.send(&request.key("acme").to_bytes());
+    emulator.call_once("the call", |call| call["outcome"].is_null());
+    drop(wire);
+    emulator.call_ended("client_gone");
+}
+
+#[test]
+fn what_tenants_do_wrong_opens_no_breaker_and_puts_nobody_out() {
+    let (emulator, gateway) = two_accounts();
+    for _ in 0..15 {
+        for order in ["status=400", "status=404", "status=422"] {
+            let body = chat_stream(&format!("[[fault:{order}]]"));
+            gateway.stream("/v1/chat/completions", &body).rest();
+        }
+        gateway.post("/v1/chat/completions", &json!({"model": "deepseek-flash"}));
+        leave(&gateway, &emulator);
+    }
+    let transitions = gateway.metric("tidegate_upstream_transitions_total", &[]);
+    assert_eq!(transitions, 0.0, "{}", gateway.metrics());
+    let open = ["state=\"open\""];
+    assert_eq!(gateway.metric("tidegate_breaker_state", &open), 0.0);
+    let good = gateway.metric("tidegate_account_state", &["state=\"good\""]);
+    assert_eq!(good, 2.0);
     assert!(gateway.is_serving());
 }
 
@@ -445,13 +493,25 @@ fn an_upstream_that_says_nothing_is_given_up_after_its_deadline() {
     assert!(!answer.text().contains("[DONE]"));
     // Keep-alives are no content.
     let queued = chat_stream("[[fault:queue=30s]]");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let answer = gateway.stream("/v1/chat/completions", &queued).rest();
     assert!(began.elapsed() < Duration::from_secs(5));
-    assert!(
-        answer.text().contains("stream_interrupted"),
-        "{}",
-        answer.text()
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (504, "upstream_timeout")
     );
+    emulator.call_ended("client_gone");
+    // Under a head that went out with them the truth is told in the stream.
+    let result = gateway.reload(|config| config.set("/retry/hold_head", json!("0s")));
+    assert_eq!(result, "ok");
+    let began = Instant::now();
+    let answer = gateway.stream("/v1/chat/completions", &queued).rest();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let end = (answer.status, answer.ending);
+    assert_eq!(end, (200, Ending::Broken), "{}", answer.text());
+    let told = answer.events();
+    assert_eq!(told.len(), 1, "{}", answer.text());
+    assert_eq!(told[0]["error"]["code"], "upstream_timeout");
+    assert!(!answer.text().contains("[DONE]"));
     emulator.call_ended("client_gone");
 }

@@ -266,7 +266,7 @@ fn the_only_account_is_asked_again_when_it_has_rested() {
         (answer.status, answer.code().as_str()),
         (429, "upstream_rate_limited")
     );
-    assert_eq!(emulator.calls().len(), 2);
+    assert_eq!(emulator.calls().len(), 3);
     // A rest for which there is no time is not waited for, by the next one neither.
     let began = Instant::now();
     let answer = gateway.post(PATH, &limited("retry_after=30"));

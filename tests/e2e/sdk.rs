@@ -42,8 +42,14 @@ fn run(interpreter: &str, program: &str) {
         ..Emulator::with_accounts(1)
     });
     let gateway = Gateway::start(
-        // Refusals are told at once: with a queue, an account at its limit would be waited for.
-        config(&emulator).set("/queue/max_length", json!(0)),
+        // Refusals are told at once: with a queue, an account at its limit would be waited for. And
+        // the only account, if it is refused, is back in a moment.
+        config(&emulator)
+            .set("/queue/max_length", json!(0))
+            .unguarded()
+            .set("/upstreams/0/outlier", json!(back_in_a_moment()))
+            // So many answers of 429 would leave no room for forty streams.
+            .set("/upstreams/0/governor", json!(false)),
     );
     let output = Command::new(sdks.join(interpreter))
         .arg(root.join("tests/sdk").join(program))
@@ -79,6 +85,13 @@ pub fn installed(root: &Path) -> PathBuf {
         sdks.display()
     );
     sdks
+}
+
+fn back_in_a_moment() -> serde_json::Value {
+    json!({
+        "consecutive_failures": 1000, "min_requests": 1_000_000,
+        "ejection": "100ms", "max_ejection": "100ms", "ramp": "0s",
+    })
 }
 
 /// Every model but `deepseek-v4-pro` and all paths are open to `acme`, and the upstream has

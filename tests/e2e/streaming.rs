@@ -88,9 +88,10 @@ fn events_arrive_one_by_one_over_http_2() {
 }
 
 #[test]
-fn keep_alives_of_a_queued_request_pass_through_at_once() {
+fn keep_alives_of_a_queued_request_pass_through_at_once_if_no_head_is_held_back() {
     let emulator = Emulator::quick();
-    let gateway = Gateway::start(Config::for_emulator(&emulator));
+    let config = Config::for_emulator(&emulator).set("/retry/hold_head", json!("0s"));
+    let gateway = Gateway::start(config);
     let mut stream = gateway.stream("/v1/chat/completions", &slow("queue=1s,tokens=5"));
     let began = Instant::now();
     assert_eq!(stream.read_until(": keep-alive\n\n"), ": keep-alive\n\n");
@@ -98,6 +99,28 @@ fn keep_alives_of_a_queued_request_pass_through_at_once() {
     let answer = stream.rest();
     assert!(answer.text().matches(": keep-alive").count() >= 5);
     assert_eq!(answer.data().last().unwrap(), "[DONE]");
+}
+
+#[test]
+fn a_head_is_held_back_with_its_keep_alives_and_no_longer_than_it_may() {
+    let emulator = Emulator::quick();
+    let config = Config::for_emulator(&emulator).set("/retry/hold_head", json!("500ms"));
+    let gateway = Gateway::start(config);
+    let began = Instant::now();
+    let mut stream = gateway.stream("/v1/chat/completions", &slow("queue=1500ms,tokens=5"));
+    stream.read_until(": keep-alive\n\n");
+    let took = began.elapsed();
+    let held = Duration::from_millis(450)..Duration::from_millis(1_200);
+    assert!(held.contains(&took), "{took:?}");
+    let answer = stream.rest();
+    assert!(answer.text().matches(": keep-alive").count() >= 5);
+    assert_eq!(answer.data().last().unwrap(), "[DONE]");
+    // Content ends the hold before its time.
+    let gateway = Gateway::start(Config::for_emulator(&emulator));
+    let began = Instant::now();
+    let mut stream = gateway.stream("/v1/chat/completions", &slow("queue=300ms,stall_after=6"));
+    stream.read_until("data: ");
+    assert!(began.elapsed() < Duration::from_secs(2));
 }
 
 #[test]
@@ -220,36 +243,42 @@ fn is_told(what: &str, text: &str, anthropic: bool) {
     }
 }
 
+/// The same order in each format of streams.
+fn in_each_format(order: &str) -> [(&'static str, Value); 4] {
+    let text = format!("[[fault:{order}]]");
+    [
+        ("/v1/chat/completions", slow(order)),
+        (
+            "/beta/completions",
+            json!({"model": "deepseek-flash", "prompt": text, "stream": true}),
+        ),
+        ("/anthropic/v1/messages", message_stream(&text)),
+        (
+            "/v1/responses",
+            with(response(&text), "stream", json!(true)),
+        ),
+    ]
+}
+
+/// Those whose first event is no content; with text completions it is.
+fn before_content(order: &str, whole: &str) -> impl Iterator<Item = (&'static str, Value)> {
+    let all = in_each_format(whole).into_iter();
+    let first = order.ends_with("=1");
+    all.filter(move |(path, _)| !first || *path != "/beta/completions")
+}
+
 #[test]
-fn a_stream_that_the_upstream_breaks_off_never_looks_whole() {
+fn a_stream_that_the_upstream_breaks_off_after_content_never_looks_whole() {
     let emulator = Emulator::quick();
-    let gateway = Gateway::start(Config::for_emulator(&emulator));
+    let gateway = Gateway::start(Config::for_emulator(&emulator).unguarded());
     for order in [
-        "cut_after=3",
-        "end_after=3",
-        "error_after=3",
-        "end_after=1",
-        "cut_after=1",
+        "cut_after=8",
+        "end_after=8",
+        "error_after=8",
+        "cut_after=12",
+        "end_after=12",
     ] {
-        for (path, body) in [
-            ("/v1/chat/completions", slow(order)),
-            (
-                "/beta/completions",
-                json!({"model": "deepseek-flash", "prompt": format!("[[fault:{order}]]"), "stream": true}),
-            ),
-            (
-                "/anthropic/v1/messages",
-                message_stream(&format!("[[fault:{order}]]")),
-            ),
-            (
-                "/v1/responses",
-                with(
-                    response(&format!("[[fault:{order}]]")),
-                    "stream",
-                    json!(true),
-                ),
-            ),
-        ] {
+        for (path, body) in in_each_format(order) {
             let what = format!("{path} {order}");
             let answer = gateway.stream(path, &body).rest();
             assert_eq!(answer.status, 200, "{what}");
@@ -263,6 +292,7 @@ fn a_stream_that_the_upstream_breaks_off_never_looks_whole() {
                 assert_eq!(answer.ending, Ending::Broken, "{what}");
             }
             let line = gateway.access_line(answer.header("x-request-id").unwrap());
+            assert_eq!(line["attempts"], 1, "{what}: {line}");
             if !order.starts_with("error") {
                 assert_eq!(line["ending"], "interrupted", "{what}: {line}");
             }
@@ -270,6 +300,59 @@ fn a_stream_that_the_upstream_breaks_off_never_looks_whole() {
     }
     assert!(gateway.metric("tidegate_streams_interrupted_total", &[]) >= 16.0);
     assert!(gateway.is_serving());
+}
+
+#[test]
+fn a_stream_that_the_upstream_breaks_off_before_content_has_a_status_of_its_own() {
+    let emulator = Emulator::quick();
+    let gateway = Gateway::start(Config::for_emulator(&emulator).unguarded());
+    for order in [
+        "cut_after=1",
+        "end_after=1",
+        "error_after=1",
+        "cut_after=0",
+        "end_after=0",
+        "error_after=0",
+    ] {
+        for (path, body) in before_content(order, order) {
+            let what = format!("{path} {order}");
+            emulator.forget_calls();
+            let answer = gateway.stream(path, &body).rest();
+            assert_eq!(answer.status, 502, "{what}: {}", answer.text());
+            assert_eq!(answer.code(), "upstream_error", "{what}");
+            assert_eq!(answer.ending, Ending::Whole, "{what}");
+            // There is one account: it may have had a bad moment. An empty answer is none.
+            let times = if order == "end_after=0" { 1 } else { 3 };
+            assert_eq!(emulator.calls().len(), times, "{what}");
+            let line = gateway.access_line(answer.header("x-request-id").unwrap());
+            assert_eq!(line["ending"], "refused", "{what}: {line}");
+        }
+    }
+    let interrupted = gateway.metric("tidegate_streams_interrupted_total", &[]);
+    assert_eq!(interrupted, 0.0);
+}
+
+#[test]
+fn a_stream_that_breaks_off_under_a_head_that_is_out_tells_it_as_an_event() {
+    let emulator = Emulator::quick();
+    let config = Config::for_emulator(&emulator).unguarded();
+    let gateway = Gateway::start(config.set("/retry/hold_head", json!("0s")));
+    for order in [
+        "cut_after=1",
+        "end_after=1",
+        "error_after=1",
+        "error_after=0",
+    ] {
+        for (path, body) in before_content(order, &format!("queue=150ms,{order}")) {
+            let what = format!("{path} {order}");
+            let answer = gateway.stream(path, &body).rest();
+            assert_eq!(answer.status, 200, "{what}");
+            is_told(&what, &answer.text(), path.starts_with("/anthropic"));
+            assert_eq!(answer.ending, Ending::Broken, "{what}");
+            let line = gateway.access_line(answer.header("x-request-id").unwrap());
+            assert_eq!(line["code"], "upstream_error", "{what}: {line}");
+        }
+    }
 }
 
 #[test]

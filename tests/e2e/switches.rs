@@ -3,7 +3,9 @@
 
 use std::process::Output;
 
+use rusqlite::Connection;
 use serde_json::{Value, json};
+use tidegate::database::FILE;
 
 use crate::limits::operate;
 use crate::support::*;
@@ -116,6 +118,9 @@ fn an_upstream_that_is_off_is_passed_over_and_without_another_it_is_a_503() {
     assert!(gateway.is_serving());
     assert!(first.calls().is_empty());
     assert_eq!(second.calls().len(), 1);
+    // What names no model belongs to one upstream.
+    assert_eq!(gateway.get("/user/balance").status, 503);
+    assert!(first.calls().is_empty());
     off(&gateway, "/switches/upstream/backup");
     let answer = gateway.post(CHAT, &chat("hello"));
     let text = answer.text();
@@ -133,8 +138,10 @@ fn an_upstream_that_is_off_is_passed_over_and_without_another_it_is_a_503() {
 #[test]
 fn requests_under_way_end_as_they_would() {
     let (_emulator, gateway) = stage(1);
-    let stream = gateway.stream(CHAT, &chat_stream("[[tokens=40 token_delay=20ms]] go"));
+    let story = "[[fault:token_delay=50ms,tokens=20]] Tell me a story.";
+    let mut stream = gateway.stream(CHAT, &chat_stream(story));
     assert_eq!(stream.status, 200);
+    stream.read_until("data: ");
     off(&gateway, "/switches/tenant/acme");
     off(&gateway, "/drains/accounts/deepseek/account-1");
     let text = stream.rest().text();
@@ -244,6 +251,66 @@ fn what_was_answered_with_200_is_there_after_a_crash_and_over_reloads() {
         .collect();
     assert_eq!(known, [false, true, false]);
     assert_eq!(again.stop().code(), Some(0));
+}
+
+#[test]
+fn a_switch_holds_while_the_disk_fails_and_the_answer_says_that_it_is_not_kept() {
+    let (_emulator, gateway) = stage(1);
+    let database = Connection::open(gateway.state_dir().join(FILE)).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let body = json!({"state": "off", "reason": "r"});
+    let answer = ask(&gateway, "PUT", "/switches/tenant/acme", &body);
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    assert_eq!(answer.json()["kept"], false);
+    gateway.logged(&["could not be kept", "name=acme"]);
+    assert_eq!(gateway.post(CHAT, &chat("hello")).status, 403);
+    let output = command(
+        &gateway,
+        &["switch", "off", "tenant", "limited", "--reason", "r"],
+    );
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(printed(&output), "tenant limited is off\n");
+    assert!(told.contains("lost if the process ends"), "{told}");
+    database.execute_batch("ROLLBACK").unwrap();
+    eventually("both are kept", SOON, || {
+        let count = "SELECT count(*) FROM switches";
+        let count: i64 = database.query_row(count, [], |row| row.get(0)).unwrap();
+        (count == 2).then_some(())
+    });
+    gateway.kill();
+    let again = gateway.again();
+    assert_eq!(listed(&again).len(), 2);
+}
+
+#[test]
+fn a_file_that_is_deleted_in_use_is_written_anew_with_all_switches() {
+    let (_emulator, gateway) = stage(1);
+    off(&gateway, "/switches/tenant/limited");
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(gateway.state_dir().join(format!("{FILE}{ending}")));
+    }
+    off(&gateway, "/switches/tenant/acme");
+    gateway.kill();
+    let again = gateway.again();
+    assert_eq!(listed(&again).len(), 2);
+}
+
+#[test]
+fn a_process_that_leaves_hands_its_switches_over_and_takes_no_more() {
+    let (_emulator, gateway) = stage(1);
+    let story = "[[fault:token_delay=100ms,tokens=40]] Tell me a story.";
+    let mut stream = gateway.stream(CHAT, &chat_stream(story));
+    stream.read_until("data: ");
+    off(&gateway, "/switches/tenant/limited");
+    gateway.signal("TERM");
+    let next = gateway.successor();
+    next.wait_until_ready();
+    assert_eq!(listed(&next)[0]["name"], "limited");
+    let body = json!({"state": "off", "reason": "r"});
+    let late = ask(&gateway, "PUT", "/switches/tenant/acme", &body);
+    assert_eq!(late.status, 409, "{}", late.text());
+    off(&next, "/switches/tenant/acme");
+    assert!(stream.rest().text().contains("[DONE]"));
 }
 
 #[test]

@@ -16,17 +16,21 @@ fn with_traffic(level: &str) -> (Emulator, Gateway) {
         "/upstreams/0/accounts/0/max_concurrent",
         json!({"deepseek-flash": 10}),
     );
-    let config = config.set("/logging/level", json!(level));
+    let config = config.set("/logging/level", json!(level)).unguarded().set(
+        "/upstreams/0/outlier",
+        json!({"ejection": "100ms", "max_ejection": "100ms", "ramp": "0s"}),
+    );
     let gateway = Gateway::start(config);
     let order = |faults: &str| format!("[[fault:{faults}]] {PROMPT}");
     for faults in [
         "tokens=5",
         "status=503,times=1",
-        "status=401",
         "status=400",
         "cut_after=2",
         "reset",
         "garbage=1",
+        // After this one both accounts are out for a moment.
+        "status=401",
     ] {
         for (path, body) in [
             ("/v1/chat/completions", chat(&order(faults))),
@@ -54,7 +58,9 @@ fn with_traffic(level: &str) -> (Emulator, Gateway) {
         .header("authorization", &wrong)
         .send(gateway.address());
     gateway.reload(|config| config.set("/retry", json!({"attempts": 3})));
-    assert!(gateway.is_serving());
+    eventually("the accounts are back", SOON, || {
+        gateway.is_serving().then_some(())
+    });
     (emulator, gateway)
 }
 

@@ -68,6 +68,19 @@ def raises(kind: type[Exception], call: Callable[[], object]) -> Exception:
     raise AssertionError(f"no {kind.__name__}, but {answer!r}")
 
 
+def recovered(call: Callable[[], object]) -> None:
+    """Waits until the gateway asks its only account again, which was refused."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            call()
+            return
+        except Exception:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def ordering(faults: str, text: str = "Hello") -> str:
     """A user message that orders faults of the emulator, counted apart from every other order."""
     return f"{text} [[fault:{faults},id={uuid.uuid4().hex}]]"

@@ -128,13 +128,24 @@ pub(super) fn assert_each_charge_is_what_was_told(aftermath: &Aftermath) {
             estimated += 1;
         }
     }
+    let mut followed = 0;
     let untold = aftermath.journal.iter().flat_map(|(id, calls)| {
         let line = aftermath.lines.get(id);
         let line = line.unwrap_or_else(|| panic!("no access line of {calls:?}"));
-        let calls = calls.iter().filter(|_| !line.is_gone());
-        calls.filter(|call| call.usage.is_some() && !call.usage_sent)
+        let untold = |call: &&Call| call.usage.is_some() && !call.usage_sent;
+        // What failed before its content and was followed by another attempt is no tenant's to pay.
+        let (last, earlier) = calls.split_last().unwrap();
+        followed += earlier.iter().filter(untold).count();
+        let last = Some(last).filter(|_| !line.is_gone()).filter(untold);
+        // Nor is what failed before it when nobody else was left: nothing of it went out.
+        if last.is_some() && line.charged().is_none() {
+            assert_eq!(line.ending, "refused", "{line:?} {calls:?}");
+            followed += 1;
+        }
+        last.filter(|_| line.charged().is_some())
     });
     assert_eq!(untold.count(), estimated);
+    eprintln!("worked for nothing: {followed} attempts that failed before their content");
     eprintln!("charged: {exact} as told, {estimated} estimated, {gone} of clients that left");
     assert!(exact > 0 && estimated > 0 && gone > 0);
 }
