@@ -23,7 +23,7 @@ use crate::request::surface::{FileCall, Surface};
 use crate::routing::route::Variant;
 use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::{Chosen, Lane, NoChoice};
+use crate::upstream::pool::{Chosen, Lane, NoChoice, Wish};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
@@ -308,7 +308,10 @@ fn doubt(ctx: &Context) {
     let Some(stuck) = attempt.chosen.stuck().filter(|_| may) else {
         return;
     };
-    let tried = ctx.attempts.tried.clone();
+    let Wish { tried, pinned, .. } = ctx.wish_for(&attempt.lane);
+    if pinned.is_some() {
+        return;
+    }
     let (snapshot, until) = (ctx.snapshot.clone(), ctx.started + rules.deadline);
     behind.doubt(Some(Box::new(move |now| {
         now < until && stuck.gives_up(&tried, now, &snapshot.settings.retry)
