@@ -123,7 +123,8 @@ pub fn score(key: u64, account: Candidate) -> f64 {
 fn best_two(key: u64, accounts: &[Candidate]) -> Option<(usize, Option<usize>)> {
     let scored = accounts.iter().enumerate();
     let scored = scored.filter(|(_, account)| account.weight > 0);
-    let (mut first, mut second): (Option<(usize, f64)>, Option<(usize, f64)>) = (None, None);
+    let mut first: Option<(usize, f64)> = None;
+    let mut second: Option<(usize, f64)> = None;
     for (index, account) in scored {
         let score = score(key, *account);
         if first.is_none_or(|(_, best)| score > best) {
