@@ -256,6 +256,12 @@ impl Context {
             return;
         };
         let progress = &mut attempt.progress;
+        if step == Step::Content
+            && progress.last_content_at.is_none()
+            && let Some(behind) = &self.behind
+        {
+            behind.doubt(None);
+        }
         match step {
             Step::Sent => progress.sent_at = Some(now),
             Step::Head => progress.head_at = Some(now),

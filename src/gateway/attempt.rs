@@ -15,6 +15,7 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::intake::{altered, refit};
 use super::verdict::{refused, unreachable};
+use crate::config::settings::FailureClass;
 use crate::context::{Attempt, Context, Outbound, Stage, Step};
 use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
@@ -22,7 +23,7 @@ use crate::request::surface::{FileCall, Surface};
 use crate::routing::route::Variant;
 use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::{Chosen, Lane, NoChoice};
+use crate::upstream::pool::{Chosen, Lane, NoChoice, Wish};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
@@ -238,6 +239,7 @@ impl Gateway {
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
         ctx.moved(Step::Sent, Instant::now());
+        doubt(ctx);
         ctx.upstream_at_work(true);
         self.count_as_sent(ctx);
         Ok(())
@@ -293,6 +295,27 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// Who waits for the first content of somebody that is left out as slow meanwhile asks another
+/// instead, if it may: the deadlines are for those who are slow alone.
+fn doubt(ctx: &Context) {
+    let (Some(behind), Some(attempt)) = (&ctx.behind, &ctx.attempts.current) else {
+        return;
+    };
+    let rules = &ctx.snapshot.settings.retry;
+    let may = ctx.attempts.made < rules.attempts && rules.on.contains(&FailureClass::Deadline);
+    let Some(stuck) = attempt.chosen.stuck().filter(|_| may) else {
+        return;
+    };
+    let Wish { tried, pinned, .. } = ctx.wish_for(&attempt.lane);
+    if pinned.is_some() {
+        return;
+    }
+    let (snapshot, until) = (ctx.snapshot.clone(), ctx.started + rules.deadline);
+    behind.doubt(Some(Box::new(move |now| {
+        now < until && stuck.gives_up(&tried, now, &snapshot.settings.retry)
+    })));
 }
 
 /// Nobody who serves the model may be asked at the moment.

@@ -331,11 +331,13 @@ impl Gateway {
             budget: true,
             random: ctx.random(),
         };
+        // Who was given up by a doubt has taken its retry from the budget.
+        let paid = ctx.behind.as_ref().is_some_and(Behind::was_doubted);
         let rules = &ctx.snapshot.settings.retry;
         let mut verdict = retry::decide(now, rules, &story);
         let takes =
             matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
-        if takes && !pool.budget.try_retry(now, rules) {
+        if takes && !paid && !pool.budget.try_retry(now, rules) {
             story.budget = false;
             verdict = retry::decide(now, rules, &story);
         }
@@ -394,6 +396,7 @@ impl Gateway {
         ctx.upstream_at_work(false);
         if let Some(behind) = &ctx.behind {
             behind.wait_until(None);
+            behind.doubt(None);
         }
         let names = attempt.names();
         self.metrics

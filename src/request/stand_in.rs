@@ -57,6 +57,9 @@ struct Shared {
     /// Milliseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    doubt: Mutex<Option<Doubted>>,
+    /// It was doubt and no deadline.
+    doubted: AtomicBool,
     /// Bytes of answers that came here to be passed on.
     taken: AtomicUsize,
     /// What comes next is the last, and must not end as if it were whole.
@@ -66,6 +69,20 @@ struct Shared {
 }
 
 const NEVER: u64 = u64::MAX;
+
+/// Asked now and then while an upstream shows no content: is it to be given up before its deadline?
+pub type Doubt = Box<dyn Fn(std::time::Instant) -> bool + Send + Sync>;
+
+struct Doubted {
+    since: Instant,
+    next: Instant,
+    gives_up: Doubt,
+}
+
+/// The first look at a doubt comes after this.
+const FIRST_LOOK: Duration = Duration::from_millis(1_100);
+/// From one look to the next at least; of a longer wait, it is a quarter.
+const NEXT_LOOK: Duration = Duration::from_millis(250);
 
 /// What is done for a client beside passing on.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +103,8 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        doubt: Mutex::default(),
+        doubted: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
         broken: AtomicBool::new(false),
         back: Mutex::default(),
@@ -133,6 +152,22 @@ impl Behind {
         let millis = deadline.map_or(NEVER, |at| self.0.millis(Instant::from_std(at)));
         self.0.deadline.store(millis, Ordering::Release);
     }
+
+    /// Beside the deadline there is a doubt, or no longer.
+    pub fn doubt(&self, doubt: Option<Doubt>) {
+        let since = Instant::now();
+        *self.0.doubt.lock() = doubt.map(|gives_up| Doubted {
+            since,
+            next: since + FIRST_LOOK,
+            gives_up,
+        });
+    }
+
+    /// Was it given up by a doubt? True once for each time.
+    pub fn was_doubted(&self) -> bool {
+        self.0.doubted.swap(false, Ordering::AcqRel)
+    }
+
     /// Was the deadline over? True once for each time.
     pub fn was_late(&self) -> bool {
         self.0.late.swap(false, Ordering::AcqRel)
@@ -165,6 +200,30 @@ impl Shared {
     fn millis(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.epoch).as_millis();
         u64::try_from(since).unwrap_or(NEVER)
+    }
+
+    /// When somebody must look next.
+    fn wakes(&self) -> Option<Instant> {
+        let look = self.doubt.lock().as_ref().map(|doubt| doubt.next);
+        self.deadline().into_iter().chain(look).min()
+    }
+
+    /// Is the upstream given up now?
+    fn is_over(&self, now: Instant) -> bool {
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            return true;
+        }
+        let mut doubt = self.doubt.lock();
+        let Some(due) = doubt.as_mut().filter(|doubt| now >= doubt.next) else {
+            return false;
+        };
+        if (due.gives_up)(now.into_std()) {
+            *doubt = None;
+            self.doubted.store(true, Ordering::Release);
+            return true;
+        }
+        due.next = now + (now.saturating_duration_since(due.since) / 4).max(NEXT_LOOK);
+        false
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -281,9 +340,9 @@ impl StandIn {
         written.is_some_and(|head| !head.status.is_informational())
     }
 
-    /// Never ends unless the deadline is over.
+    /// Never ends unless the deadline is over, or a doubt says that it is no use.
     async fn deadline(alarm: &mut Option<Pin<Box<Sleep>>>, shared: &Shared) {
-        let Some(mut deadline) = shared.deadline() else {
+        let Some(deadline) = shared.wakes() else {
             return std::future::pending().await;
         };
         let alarm = alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -292,14 +351,13 @@ impl StandIn {
         }
         loop {
             alarm.as_mut().await;
-            match shared.deadline() {
-                None => return std::future::pending().await,
-                Some(later) => deadline = later,
-            }
-            if Instant::now() >= deadline {
+            if shared.is_over(Instant::now()) {
                 return;
             }
-            alarm.as_mut().reset(deadline);
+            match shared.wakes() {
+                None => return std::future::pending().await,
+                Some(later) => alarm.as_mut().reset(later),
+            }
         }
     }
 

@@ -9,11 +9,11 @@ use super::breaker::{Caller, Ended, SharedBreaker};
 use super::condition::{After, Condition, Verdict};
 use super::endpoint::{EndpointLease, Heard};
 use super::gate::{Pass, Reason};
-use super::lane::{Lane, Wish};
+use super::lane::{Lane, Tried, Wish};
 use super::latency::Latency;
 use super::pool::EndpointSlot;
 use super::queue::Release;
-use crate::config::settings::{Breaker, FailureClass};
+use crate::config::settings::{Breaker, FailureClass, Retry};
 
 /// How an attempt goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,17 @@ impl Chosen {
         self.passes.all().any(Pass::is_probe)
     }
 
+    /// To be asked later on; `None` if nobody waits for first content.
+    pub fn stuck(&self) -> Option<Stuck> {
+        let passes = &self.passes;
+        let pass = passes.of_account.filter(|_| passes.awaited)?;
+        Some(Stuck {
+            lane: passes.lane.clone(),
+            account: passes.account,
+            pass,
+        })
+    }
+
     /// Tells how the attempt goes. What comes after a whole answer or a failure is not heard;
     /// without either, when this is dropped, the attempt has shown nothing.
     pub fn report(&mut self, outcome: Outcome, now: Instant) {
@@ -148,6 +159,25 @@ impl Chosen {
                 self.passes.ended(says, Some(class), now);
             }
         }
+    }
+}
+
+/// A stream that waits for its first content, at somebody who may have become slow since.
+pub struct Stuck {
+    lane: Arc<Lane>,
+    account: usize,
+    pass: Pass,
+}
+
+impl Stuck {
+    /// Is its account out as slow, with another one there to take over? If so, this takes a retry
+    /// from the upstream's budget, and is true only if there is one.
+    pub fn gives_up(&self, tried: &Tried, now: Instant, rules: &Retry) -> bool {
+        let pool = &self.lane.pool;
+        let own = pool.accounts.get(self.account);
+        own.is_some_and(|own| own.state.condition.has_become_slow(self.pass))
+            && self.lane.has_another(self.account, tried, now)
+            && pool.budget.try_retry(now, rules)
     }
 }
 

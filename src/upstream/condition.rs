@@ -223,6 +223,13 @@ impl Condition {
         After::Nothing
     }
 
+    /// Is it out as slow, and was not when the attempt began?
+    pub fn has_become_slow(&self, pass: Pass) -> bool {
+        let inner = self.inner.lock();
+        let slow = inner.gate.reason() == Some(Reason::Slow);
+        slow && inner.gate.is_out() && !inner.gate.is_current(pass)
+    }
+
     /// Did the attempt begin before the last time out?
     pub fn is_late(&self, pass: Pass) -> bool {
         !self.inner.lock().gate.is_current(pass)

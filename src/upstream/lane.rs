@@ -239,6 +239,18 @@ impl Lane {
         self.endpoints().any(reachable) && self.awake(now).next().is_some()
     }
 
+    /// Is there an account beside this one that could take a request over now?
+    pub(super) fn has_another(&self, own: usize, tried: &Tried, now: Instant) -> bool {
+        let mut accounts = self.accounts().enumerate();
+        accounts.any(|(index, (slot, place))| {
+            let standing = slot.state.condition.standing(now, self.pool.terms);
+            index != own
+                && !tried.accounts.contains(&index)
+                && matches!(standing, Standing::Open { .. })
+                && !place.rest.is_resting(now)
+        })
+    }
+
     /// May a request wait for a place?
     pub fn is_queued_for(&self) -> bool {
         self.max_length > 0

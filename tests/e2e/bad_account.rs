@@ -49,18 +49,13 @@ fn emulator() -> Emulator {
 }
 
 fn gateway(emulator: &Emulator) -> Gateway {
-    // What is not set is as shipped. By default somebody is out for 5 s and, while it fails, up to
-    // 30 s, and the ramp takes 10 s: as the illness lasts 9 s here, all of it is a third of that.
-    // The clocks are 2 s instead of minutes: ten times the healthy time, as they are in life.
-    let config = Config::for_emulator(emulator)
-        .set(
-            "/upstreams/0/outlier",
-            json!({"ejection": "2s", "max_ejection": "3s", "ramp": "4s"}),
-        )
-        .set(
-            "/upstreams/0/timeouts",
-            json!({"first_byte": "2s", "queued": "2s", "first_content": "3s"}),
-        );
+    // Everything else is as shipped, the clocks of minutes included: nobody is to wait for them. By
+    // default somebody is out for 5 s and, while it fails, up to 30 s, and the ramp takes 10 s; as
+    // the illness lasts 11 s here, all of it is a third of that.
+    let config = Config::for_emulator(emulator).set(
+        "/upstreams/0/outlier",
+        json!({"ejection": "2s", "max_ejection": "3s", "ramp": "4s"}),
+    );
     Gateway::start(config)
 }
 
@@ -153,7 +148,9 @@ fn faults_of(
     let before = p99(heard, course.began, course.struck);
     let meanwhile = p99(heard, course.struck, course.healed);
     let machine = p99(control, course.struck, course.healed);
-    if meanwhile >= before.max(machine) * 2 {
+    // What a busy machine adds on the one way of the control, it adds on each of the gateway's.
+    let added = machine.saturating_sub(FIRST) * 2;
+    if meanwhile >= before.max(machine) * 2 + added {
         wrong.push(format!("p99 from {before:?} to {meanwhile:?}"));
     }
     let left_alone = course.struck + millis(LEFT_ALONE);

@@ -123,6 +123,7 @@ fn storm(order: &str, statuses: &[u16], waits: bool) {
             "{} of {requests}",
             refused.len()
         );
+        assert!(attempts * 10 < requests * 12, "{attempts} for {requests}");
     }
     // The budget is a share of ten seconds: all that went before the healing.
     let (all_requests, all_attempts) = (

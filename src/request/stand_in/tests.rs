@@ -221,3 +221,25 @@ async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
         "{got}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    behind.wait_until(Some((start + second * 60).into_std()));
+    let from = (start + second * 5).into_std();
+    behind.doubt(Some(Box::new(move |now| now >= from)));
+    let departed = departure(&mut session).await;
+    assert_eq!(*departed.etype(), ErrorType::ReadTimedout);
+    // Looked at again after a quarter of what was waited.
+    let took = start.elapsed().as_secs_f64();
+    assert!((5.0..6.5).contains(&took), "{took}");
+    assert!(behind.was_late() && behind.was_doubted() && !behind.was_doubted());
+    behind.doubt(Some(Box::new(|_| true)));
+    behind.doubt(None);
+    let waiting = session.downstream_session.read_body_or_idle(true);
+    assert!(tokio::time::timeout(second * 40, waiting).await.is_err());
+    assert!(!behind.was_doubted());
+}

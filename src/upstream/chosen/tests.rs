@@ -431,3 +431,32 @@ fn when_all_fail_little_is_sent_and_all_are_used_again_once_it_is_over() {
             .all(|count| *count > 250)
     );
 }
+
+#[test]
+fn a_stream_gives_up_waiting_for_a_slow_account_while_there_is_another_and_a_retry() {
+    let lane = lane(with_rules(3, 1));
+    let now = Instant::now();
+    let streamed = Wish {
+        streamed: true,
+        ..at(1)
+    };
+    let waiting = lane.choose(&streamed, now).unwrap();
+    let stuck = waiting.stuck().unwrap();
+    let (rules, untried) = (Retry::default(), Tried::default());
+    assert!(!stuck.gives_up(&untried, now, &rules));
+    let condition = &lane.pool.accounts[1].state.condition;
+    condition.leave(Reason::Slow, "", now, lane.pool.terms);
+    assert!(stuck.gives_up(&untried, now, &rules));
+    let both = Tried {
+        accounts: vec![0, 2],
+        ..Tried::default()
+    };
+    assert!(!stuck.gives_up(&both, now, &rules));
+    let none = Retry {
+        budget_percent: 0,
+        budget_reserve: 0,
+        ..rules
+    };
+    assert!(!stuck.gives_up(&untried, now, &none));
+    assert!(lane.choose(&at(0), now).unwrap().stuck().is_none());
+}
