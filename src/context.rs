@@ -205,9 +205,16 @@ impl Context {
         mixed ^ (mixed >> 31)
     }
 
-    /// The variant that is to be asked next.
+    /// The variant that is to be asked next. A stream that is gone on with stays where it is:
+    /// another model's words would not be the rest of this one's.
     pub fn variant(&self) -> Option<Variant> {
-        self.routed()?.variants.get(self.attempts.lane).cloned()
+        let resumption = self.answer.resumption.as_ref();
+        let bound = resumption.is_some_and(|it| it.made > 0);
+        let lane = self.attempts.lane;
+        if bound && self.attempts.asked != Some(lane) {
+            return None;
+        }
+        self.routed()?.variants.get(lane).cloned()
     }
 
     /// The clocks of an attempt with this lane.
@@ -237,6 +244,17 @@ impl Context {
             streamed: self.routed().is_some_and(|routed| routed.stream),
             caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
+    }
+
+    /// Was a stream asked for?
+    pub fn is_streamed(&self) -> bool {
+        self.routed().is_some_and(|routed| routed.stream)
+    }
+
+    /// Could the lane know the files that the request names, if it names any?
+    pub fn has_files_at(&self, lane: &Lane) -> bool {
+        let files = self.snapshot.files.as_ref().filter(|_| self.names_files);
+        files.is_none_or(|files| files.pool.settings.id == lane.pool.settings.id)
     }
 
     /// Is the time for the request as a whole over?

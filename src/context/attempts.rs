@@ -93,6 +93,17 @@ pub struct Attempt {
 }
 
 impl Attempts {
+    /// Was this lane's upstream asked before, for this request?
+    pub fn were_at(&self, lane: &Lane) -> bool {
+        let id = &lane.pool.settings.id;
+        let ended = self.earlier.iter().chain(&self.last);
+        let current = self.current.iter().map(|it| &it.lane.pool.settings.id);
+        ended
+            .map(|it| &it.names.upstream)
+            .chain(current)
+            .any(|it| it == id)
+    }
+
     /// Where the last one went that has ended.
     pub fn last_names(&self) -> Option<&Names> {
         self.last.as_ref().map(|last| &last.names)

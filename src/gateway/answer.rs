@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::upstream_head::is_stream;
+use super::verdict::DEADLINE;
 use crate::config::settings::FailureClass;
 use crate::context::{Answer, Attempt, Context, Routed, Step, Watch};
 use crate::relay::answer::AnswerScanner;
@@ -132,7 +133,10 @@ impl Gateway {
                 Bytes::new()
             }
         };
-        let out = if end { self.finish(out, ctx)? } else { out };
+        let out = match end && !ctx.answer.interrupted {
+            true => self.finish(out, ctx)?,
+            false => out,
+        };
         ctx.give_out(&out);
         *body = Some(out);
         Ok(())
@@ -148,7 +152,7 @@ impl Gateway {
         match attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) {
             None => Ok(()),
             Some(late) => {
-                Error::e_explain(ErrorType::ReadTimedout, late.as_str()).map_err(Error::into_up)
+                Error::e_explain(ErrorType::Custom(DEADLINE), late.as_str()).map_err(Error::into_up)
             }
         }
     }
@@ -164,8 +168,7 @@ impl Gateway {
         };
         let seen = scanner.seen();
         let (content, progress) = (seen.first_content, seen.progress);
-        // A proper end may say that it is one of a failure.
-        let failed = seen.error.is_some() && !seen.ended;
+        let failed = seen.error.is_some() && !ctx.says_how_it_ended();
         if ctx.answer.begun {
             if progress {
                 ctx.moved(Step::Content, now);
@@ -177,6 +180,7 @@ impl Gateway {
             return self.write_down(ctx, out);
         }
         let begun = seen.begun;
+        let told = failed;
         let failed = match &seen.error {
             _ if content => None,
             Some(_) => Some(FailureClass::ErrorInAnswer),
@@ -204,6 +208,10 @@ impl Gateway {
             attempt.chosen.report(Outcome::FirstContent, now);
         }
         ctx.begin_answer();
+        if told && ctx.answer.resumption.is_none() {
+            let out = ctx.answer.prelude.pass(before_error(&out), true);
+            return Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer));
+        }
         let out = ctx.answer.prelude.pass(out, true);
         self.write_down(ctx, out)
     }
@@ -221,6 +229,15 @@ impl Gateway {
                     false => refusal.body(ctx.family, id),
                 };
                 ctx.refusal = Some(refusal);
+                if ctx.answer.opened && !ctx.is_streamed() {
+                    // A 200 that waits for JSON has no place for an error.
+                    self.end_attempt(ctx, "client_error");
+                    ctx.attempts.again = false;
+                    ctx.answer.begun = true;
+                    let error =
+                        Error::explain(ErrorType::ConnectionClosed, "too late for a status");
+                    return Err(error.into_up());
+                }
                 (Bytes::from(told), None)
             }
             Watch::Whole(scanner) => {
@@ -240,15 +257,21 @@ impl Gateway {
             Watch::Stream(scanner) => {
                 let rest = scanner.finish();
                 let seen = scanner.seen();
-                let fault = match seen.ended {
-                    false if seen.foreign => Some(FailureClass::Garbage),
-                    false if seen.error.is_some() => Some(FailureClass::ErrorInAnswer),
+                let error = seen.error.is_some();
+                let (ended, foreign) = (seen.ended, seen.foreign);
+                let fault = match ended {
+                    false if foreign => Some(FailureClass::Garbage),
+                    _ if error && !ctx.says_how_it_ended() => Some(FailureClass::ErrorInAnswer),
                     false => Some(FailureClass::Cut),
                     true => None,
                 };
                 let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
                 let rest = self.write_down(ctx, rest)?;
-                (join(out, Some(rest)), fault)
+                let out = join(out, Some(rest));
+                if ctx.answer.interrupted {
+                    return Ok(out);
+                }
+                (out, fault)
             }
         };
         let Some(fault) = fault else {
@@ -269,20 +292,28 @@ impl Gateway {
             let error = Error::explain(ErrorType::ConnectionClosed, "half an answer");
             return Err(error.into_up());
         }
-        let error = self.fail_in_answer(ctx, fault);
-        let says_so = matches!(ctx.answer.watch, Watch::Whole(_));
-        if fault == FailureClass::NoResources && says_so && !error.retry() {
-            // Part of an answer that says so itself is better than none.
-            ctx.refusal = None;
-            ctx.answer.complete = true;
-            ctx.begin_answer();
-            return Ok(out);
+        if fault != FailureClass::NoResources || !matches!(ctx.answer.watch, Watch::Whole(_)) {
+            return Err(self.fail_in_answer(ctx, fault));
         }
-        Err(error)
+        let answer = std::mem::take(&mut ctx.answer);
+        ctx.answer.opened = answer.opened;
+        let error = self.fail_in_answer(ctx, fault);
+        if error.retry() {
+            return Err(error);
+        }
+        // Part of an answer that says so itself is better than none.
+        ctx.answer = answer;
+        ctx.refusal = None;
+        ctx.answer.complete = true;
+        ctx.begin_answer();
+        Ok(out)
     }
 
     /// Ends a stream that failed after content: what is left of it, and an event that says so.
     pub(super) fn interrupt(&self, ctx: &mut Context, out: Bytes, class: FailureClass) -> Bytes {
+        if ctx.answer.interrupted {
+            return Bytes::new();
+        }
         self.failed_after_content(ctx, class);
         if let Some(behind) = &ctx.behind {
             behind.break_off();
@@ -295,6 +326,7 @@ impl Gateway {
     pub(super) fn succeed(&self, ctx: &mut Context) {
         ctx.begin_answer();
         ctx.answer.complete = true;
+        ctx.attempts.again = false;
         let outcome = match &ctx.answer.watch {
             Watch::Error { .. } => "client_error",
             _ if gave_up(&ctx.answer.watch) => {
@@ -311,6 +343,11 @@ impl Gateway {
 }
 
 impl Context {
+    /// Does the stream's own end say that it failed? Only the Responses API has such ends.
+    fn says_how_it_ended(&self) -> bool {
+        self.has_ended() && self.surface() == Some(&Surface::Responses)
+    }
+
     /// From here on this answer, and no other, goes to the client.
     pub(super) fn begin_answer(&mut self) {
         self.answer.begun = true;

@@ -80,7 +80,12 @@ impl Gateway {
     fn seek(&self, ctx: &mut Context, now: Instant) -> Option<Box<HttpPeer>> {
         let mut full = None;
         while let Some(variant) = ctx.variant() {
-            if !variant.follows(ctx.attempts.failed) || self.is_off(&variant.lane) {
+            // One that is merely full is passed over for those that take what was rate limited.
+            let full_before = full.is_some().then_some(FailureClass::RateLimited);
+            let failed = ctx.attempts.failed.or(full_before);
+            let entered = ctx.attempts.asked == Some(ctx.attempts.lane);
+            let fits = entered || variant.follows(failed);
+            if !fits || !ctx.has_files_at(&variant.lane) || self.is_off(&variant.lane) {
                 ctx.attempts.next_lane();
                 continue;
             }
@@ -129,13 +134,21 @@ impl Gateway {
             ctx.attempts.tried.endpoints.push(chosen.endpoint);
             return None;
         };
-        let peer = slot.template.at(address);
-        if ctx.attempts.asked != Some(ctx.attempts.lane) {
-            ctx.attempts.asked = Some(ctx.attempts.lane);
+        let mut peer = slot.template.at(address);
+        if !ctx.attempts.were_at(lane) {
             lane.pool.budget.first(now);
         }
+        ctx.attempts.asked = Some(ctx.attempts.lane);
         ctx.attempts.made += 1;
+        ctx.attempts.again = false;
+        ctx.refusal = None;
         let mut clocks = ctx.clocks(lane);
+        // Nobody listens for the client, or looks at its time, while a connection is made.
+        let left = clocks.ends(ctx.started).saturating_duration_since(now);
+        let capped = |time: Option<Duration>| Some(time.map_or(left, |time| time.min(left)));
+        let options = &mut peer.options;
+        options.connection_timeout = capped(options.connection_timeout);
+        options.total_connection_timeout = capped(options.total_connection_timeout);
         if chosen.is_probe() {
             clocks = clocks.with_probe(lane.probe_time(chosen.account, now));
         }

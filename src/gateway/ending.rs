@@ -50,6 +50,14 @@ impl Gateway {
                 can_reuse_downstream: false,
             };
         }
+        if ctx.answer.begun && !ctx.answer.interrupted && !head_is_out(session) {
+            // All of it came with the break, and none of it was passed on.
+            ctx.attempts.broken.clear();
+            ctx.forget_answer();
+            ctx.refusal.get_or_insert_with(|| {
+                Refusal::new(Code::UpstreamError, "The upstream broke the connection.")
+            });
+        }
         if ctx.answer.begun {
             if ctx.answer.interrupted {
                 // The stream says so itself, and was broken off after it.
@@ -63,11 +71,15 @@ impl Gateway {
         }
         // Keep-alives may have let the head out since this attempt's head came.
         ctx.answer.opened |= head_is_out(session);
-        if self.degrade(session, ctx).await.unwrap_or(false) {
-            return FailToProxy {
-                error_code: StatusCode::OK.as_u16(),
-                can_reuse_downstream: false,
-            };
+        match self.degrade(session, ctx).await {
+            Ok(false) => {}
+            Ok(true) => {
+                return FailToProxy {
+                    error_code: StatusCode::OK.as_u16(),
+                    can_reuse_downstream: false,
+                };
+            }
+            Err(_) => return gone,
         }
         let refusal = ctx.refusal.take().unwrap_or_else(|| {
             Refusal::new(Code::Internal, "The gateway failed to handle this request.")
@@ -78,6 +90,11 @@ impl Gateway {
             ctx.answer.status = StatusCode::OK.as_u16();
             let event = refusal.event(ctx.family, ctx.request_id());
             ctx.refusal = Some(refusal);
+            if !ctx.is_streamed() {
+                // JSON was promised: there is no place for an error but the broken connection.
+                let_out(&session.downstream_session).await;
+                return gone;
+            }
             let event = Some(Bytes::from(event));
             let _ = session.write_response_body(event, false).await;
             let_out(&session.downstream_session).await;

@@ -9,6 +9,7 @@ use log::debug;
 use pingora::{Error, ErrorType, Result};
 
 use super::Gateway;
+use super::verdict::{Failure, MISFIT};
 use crate::config::settings::{Dialect, FailureClass};
 use crate::context::{Broken, Context, Outbound, Resumption, Stage, Watch};
 use crate::relay::resume::Rewriter;
@@ -121,7 +122,8 @@ impl Gateway {
 
     /// Prepares another attempt that goes on where the stream broke; false if there is none. The
     /// attempt under way has failed with `class`, and is ended.
-    pub(super) fn resume(&self, ctx: &mut Context, class: FailureClass) -> bool {
+    pub(super) fn resume(&self, ctx: &mut Context, failure: impl Into<Failure>) -> bool {
+        let failure = failure.into();
         let now = Instant::now();
         let body = match self.question_for_the_rest(ctx, now) {
             Ok(body) => body,
@@ -136,15 +138,25 @@ impl Gateway {
             }
         };
         let used = ctx.attempts.current.as_ref().map(|attempt| {
-            let width = attempt.lane.width();
-            (attempt.chosen.account, width)
+            let endpoints = attempt.lane.pool.endpoints.len();
+            (
+                attempt.chosen.account,
+                attempt.chosen.endpoint,
+                attempt.lane.width(),
+                endpoints,
+            )
         });
-        self.failed_after_content(ctx, class);
+        self.failed_after_content(ctx, failure);
         // Somebody else, if there is somebody.
-        if let Some((account, width)) = used
-            && width > ctx.attempts.tried.accounts.len() + 1
-        {
-            ctx.attempts.tried.accounts.push(account);
+        if let Some((account, endpoint, accounts, endpoints)) = used {
+            let tried = &mut ctx.attempts.tried;
+            let unreached = matches!(failure.class, FailureClass::Connect | FailureClass::Tls);
+            if endpoints > tried.endpoints.len() + 1 {
+                tried.endpoints.push(endpoint);
+            }
+            if !unreached && accounts > tried.accounts.len() + 1 {
+                tried.accounts.push(account);
+            }
         }
         self.leave_to_the_next(ctx);
         if let Stage::Routed(routed) = &mut ctx.stage
@@ -156,7 +168,7 @@ impl Gateway {
         let upstream = ctx.attempts.last_names().map(|it| it.upstream.as_str());
         let labels = [upstream.unwrap_or_default()];
         self.metrics.resumed.with_label_values(&labels).inc();
-        ctx.attempts.failed = Some(class);
+        ctx.attempts.failed = Some(failure.class);
         ctx.attempts.again = true;
         true
     }
@@ -229,5 +241,5 @@ impl Gateway {
 }
 
 fn misfit(why: &impl std::fmt::Display) -> Box<Error> {
-    Error::explain(ErrorType::InternalError, why.to_string()).into_up()
+    Error::explain(ErrorType::Custom(MISFIT), why.to_string()).into_up()
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use log::debug;
 use pingora::http::ResponseHeader;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::Session;
 
 use super::Gateway;
@@ -16,6 +16,7 @@ use crate::context::{Attempt, Context, Outbound, Routed, Step};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::stand_in::Behind;
+use crate::routing::route::Variant;
 use crate::upstream::clocks::Late;
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
@@ -29,6 +30,14 @@ const TROUBLE_WAIT: Duration = Duration::from_secs(2);
 /// A pooled connection that breaks within this time was dead already; later, the upstream may have
 /// worked on the request, and been paid for it.
 const STALE_WINDOW: Duration = Duration::from_secs(1);
+/// Timers may go off a little before their time.
+const ROUNDING: Duration = Duration::from_millis(2);
+
+/// A deadline of ours was over. No name of Pingora's: for that it would give up a whole HTTP/2
+/// connection, with everybody on it.
+pub(super) const DEADLINE: &str = "Deadline";
+/// What came does not fit to what the client has.
+pub(super) const MISFIT: &str = "Misfit";
 
 /// What an attempt failed with.
 #[derive(Debug, Clone, Copy)]
@@ -101,10 +110,10 @@ impl Gateway {
         let class = match retry::class_of_status(status) {
             Some(class) => class,
             None if nothing && head.status.is_success() => FailureClass::Garbage,
-            // An engine's bare 404: there is no body to wait for.
-            None if nothing => return Err(self.bare_no(ctx, status)),
             // What was well before is not bad now: this upstream does not go on with answers.
             None if ctx.is_resumed() && !head.status.is_success() => FailureClass::Garbage,
+            // An engine's bare 404: there is no body to wait for.
+            None if nothing => return Err(self.bare_no(ctx, status)),
             // Good, or the request's own fault: the upstream's words help, see gateway/answer.rs.
             None => return Ok(()),
         };
@@ -138,6 +147,9 @@ impl Gateway {
         let reused = reused || cut.as_ref().is_some_and(|cut| cut.reused);
         let kind = cut.map_or_else(|| error.etype().clone(), |cut| cut.kind);
         let stale = reused && is_stale(&kind) && ctx.attempts.current.as_ref().is_some_and(fresh);
+        // A reset is no dead connection, unless the other side says that it did nothing.
+        let spared = kind != ErrorType::H2Error || error.retry != RetryType::Decided(false);
+        let stale = stale && spared;
         error.retry.decide_reuse(false);
         let late = ctx.behind.as_ref().is_some_and(Behind::was_late);
         if late {
@@ -169,6 +181,14 @@ impl Gateway {
         if stale && !late && !ctx.answer.begun {
             return self.connection_was_stale(ctx, error);
         }
+        if stale && !late && ctx.is_resumed() && ctx.attempts.stale < retry::MAX_STALE {
+            ctx.attempts.stale += 1;
+            ctx.attempts.made -= 1;
+            self.end_attempt(ctx, Cause::StaleConnection.as_str());
+            ctx.attempts.again = true;
+            error.set_retry(true);
+            return error;
+        }
         let class = class_of_break(ctx, &kind, late);
         self.broken(ctx, error, &kind, class)
     }
@@ -185,6 +205,9 @@ impl Gateway {
         if clock == Some(Late::Total) {
             // The request's own time is over: that is nobody's fault.
             self.end_attempt(ctx, class.as_str());
+            if !ctx.answer.begun {
+                ctx.forget_answer();
+            }
             ctx.refusal = Some(out_of_time());
             error.set_retry(false);
             return error;
@@ -207,7 +230,9 @@ impl Gateway {
     fn which_clock(&self, ctx: &Context, class: FailureClass) -> Option<Late> {
         let attempt = ctx.attempts.current.as_ref();
         let attempt = attempt.filter(|_| class == FailureClass::Deadline)?;
-        let clock = attempt.clocks.is_late(&attempt.progress, Instant::now())?;
+        let clock = attempt
+            .clocks
+            .is_late(&attempt.progress, Instant::now() + ROUNDING)?;
         let labels = [attempt.lane.pool.settings.id.as_str(), clock.as_str()];
         self.metrics.deadlines.with_label_values(&labels).inc();
         Some(clock)
@@ -222,11 +247,12 @@ impl Gateway {
     }
 
     /// The attempt failed when there was no way back.
-    pub(super) fn failed_after_content(&self, ctx: &mut Context, class: FailureClass) {
+    pub(super) fn failed_after_content(&self, ctx: &mut Context, failure: impl Into<Failure>) {
+        let failure = failure.into();
         if let Some(attempt) = &mut ctx.attempts.current {
-            attempt.chosen.report(outcome(class.into()), Instant::now());
+            attempt.chosen.report(outcome(failure), Instant::now());
         }
-        self.end_attempt(ctx, class.as_str());
+        self.end_attempt(ctx, failure.class.as_str());
         ctx.attempts.again = false;
     }
 
@@ -260,9 +286,9 @@ impl Gateway {
         }
         if ctx.answer.begun {
             // It was to go on with a stream.
-            let again = self.resume(ctx, failure.class);
+            let again = self.resume(ctx, failure);
             if !again {
-                self.failed_after_content(ctx, failure.class);
+                self.failed_after_content(ctx, failure);
                 ctx.refusal = Some(refusal);
             }
             error.set_retry(again);
@@ -327,7 +353,7 @@ impl Gateway {
             retry_after,
             tried: &ctx.attempts.tried,
             choice,
-            next_variant: self.next_variant(ctx, cause),
+            next_variant: self.next_variant(ctx, cause).is_some(),
             budget: true,
             random: ctx.random(),
         };
@@ -335,10 +361,17 @@ impl Gateway {
         let paid = ctx.behind.as_ref().is_some_and(Behind::was_doubted);
         let rules = &ctx.snapshot.settings.retry;
         let mut verdict = retry::decide(now, rules, &story);
-        let takes =
-            matches!(verdict, Verdict::Again { to, counted: true, .. } if to != Where::Variant);
+        // Another upstream has a budget of its own.
+        let elsewhere = self
+            .next_variant(ctx, cause)
+            .is_some_and(|it| !ctx.attempts.were_at(&it.lane));
+        let takes = matches!(
+            verdict,
+            Verdict::Again { to, counted: true, .. } if to != Where::Variant || !elsewhere
+        );
         if takes && !paid && !pool.budget.try_retry(now, rules) {
             story.budget = false;
+            story.next_variant &= elsewhere;
             verdict = retry::decide(now, rules, &story);
         }
         let upstream = pool.settings.id.as_str();
@@ -376,8 +409,8 @@ impl Gateway {
         }
     }
 
-    /// Is there a variant left that would be asked after this failure?
-    fn next_variant(&self, ctx: &Context, cause: Cause) -> bool {
+    /// The next variant that would be asked after this failure.
+    fn next_variant<'c>(&self, ctx: &'c Context, cause: Cause) -> Option<&'c Variant> {
         let class = match cause {
             Cause::Class(class) => Some(class),
             Cause::StaleConnection => None,
@@ -385,7 +418,10 @@ impl Gateway {
         let variants = ctx.routed().map(|routed| routed.variants.as_slice());
         let later = variants.and_then(|all| all.get(ctx.attempts.lane + 1..));
         let mut later = later.unwrap_or_default().iter();
-        later.any(|variant| variant.follows(class) && !self.is_off(&variant.lane))
+        later.find(|variant| {
+            let fits = variant.follows(class) && ctx.has_files_at(&variant.lane);
+            fits && !self.is_off(&variant.lane)
+        })
     }
 
     /// Gives the account's and the endpoint's places back and counts how the attempt ended.
@@ -412,6 +448,8 @@ fn class_of_break(ctx: &Context, kind: &ErrorType, late: bool) -> FailureClass {
     let answered = ctx.attempts.current.as_ref().is_some_and(|it| it.answered);
     match kind {
         _ if late => FailureClass::Deadline,
+        ErrorType::Custom(DEADLINE) => FailureClass::Deadline,
+        ErrorType::Custom(MISFIT) => FailureClass::Garbage,
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => FailureClass::Deadline,
         ErrorType::InvalidHTTPHeader => FailureClass::Garbage,
         ErrorType::TLSHandshakeFailure => FailureClass::Tls,
