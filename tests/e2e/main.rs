@@ -31,6 +31,7 @@ mod emulated_faults;
 mod enveloped;
 mod failover;
 mod fair_queue;
+mod fallback;
 mod fault_matrix;
 mod framing;
 mod guessing;
