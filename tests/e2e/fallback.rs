@@ -173,7 +173,7 @@ fn the_configured_answer_comes_in_the_callers_shape_and_says_what_it_is() {
     // What is the caller's own fault is told as ever.
     let bad = with(chat("Hello."), "max_tokens", json!(-1));
     two.first.order(None, "");
-    assert_eq!(two.gateway.post(CHAT, &bad).status, 400);
+    assert_eq!(two.gateway.post(CHAT, &bad).status, 422);
 }
 
 #[test]
