@@ -38,6 +38,9 @@ use crate::upstream::pool::{Lane, Wish};
 pub use answer::{Answer, Resumption, Watch};
 pub use attempts::{Attempt, Attempts, Broken, Names, Step, Try};
 
+/// A request that has less time left is in a hurry.
+const HURRY: Duration = Duration::from_secs(2);
+
 /// Everything known of one request.
 pub struct Context {
     pub snapshot: Arc<Snapshot>,
@@ -241,7 +244,10 @@ impl Context {
             key: self.affinity,
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
-            streamed: self.routed().is_some_and(|routed| routed.stream),
+            streamed: self.is_streamed(),
+            hurried: self
+                .ends_by()
+                .is_some_and(|end| end < Instant::now() + HURRY),
             caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
     }

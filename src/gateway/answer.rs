@@ -121,6 +121,8 @@ impl Gateway {
                 self.check_clocks(ctx, now)?;
                 out
             }
+            // What comes after its own end belongs to no answer.
+            Watch::Stream(scanner) if scanner.seen().ended => Bytes::new(),
             Watch::Stream(scanner) => {
                 let out = scanner.feed(piece);
                 self.follow(ctx, out, now)?
@@ -218,6 +220,7 @@ impl Gateway {
 
     /// The upstream says that this was all. Was it?
     fn finish(&self, out: Bytes, ctx: &mut Context) -> Result<Bytes> {
+        let responses = ctx.surface() == Some(&Surface::Responses);
         let (out, fault) = match &mut ctx.answer.watch {
             Watch::Nothing => (out, None),
             Watch::Error { status, gathered } => {
@@ -261,8 +264,12 @@ impl Gateway {
                 let (ended, foreign) = (seen.ended, seen.foreign);
                 let fault = match ended {
                     false if foreign => Some(FailureClass::Garbage),
-                    _ if error && !ctx.says_how_it_ended() => Some(FailureClass::ErrorInAnswer),
+                    _ if error && !(ended && responses) => Some(FailureClass::ErrorInAnswer),
                     false => Some(FailureClass::Cut),
+                    // An end to nothing.
+                    true if !seen.first_content && seen.finish_reason.is_none() => {
+                        Some(FailureClass::Garbage)
+                    }
                     true => None,
                 };
                 let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);

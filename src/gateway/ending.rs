@@ -203,9 +203,13 @@ impl Context {
         );
         // An event that was cut in the middle must not swallow ours.
         let event = format!("\n\n{}", refusal.event(self.family, self.request_id()));
-        let told = said
-            .as_ref()
-            .map(|error| format!("upstream said: kind={:?} code={:?}", error.kind, error.code));
+        let told = said.as_ref().map(|error| {
+            format!(
+                "upstream said: kind={} code={}",
+                word(&error.kind),
+                word(&error.code)
+            )
+        });
         let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
         self.refusal = Some(Refusal { detail, ..refusal });
         let told = join(held.unwrap_or_default(), Some(Bytes::from(event)));
@@ -219,4 +223,14 @@ async fn let_out(client: &ServerSession) {
     if matches!(client, ServerSession::H2(_)) {
         tokio::time::sleep(LAST_WORD).await;
     }
+}
+
+/// A word of an upstream's for the log, if it looks like one of an API's: what else it says may be
+/// our key.
+fn word(said: &Option<Box<str>>) -> &str {
+    let plain = |said: &&str| {
+        said.bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    said.as_deref().filter(plain).unwrap_or("-")
 }

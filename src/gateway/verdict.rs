@@ -178,10 +178,11 @@ impl Gateway {
             error.set_retry(false);
             return error;
         }
+        let stale = stale && ctx.attempts.stale < retry::MAX_STALE;
         if stale && !late && !ctx.answer.begun {
             return self.connection_was_stale(ctx, error);
         }
-        if stale && !late && ctx.is_resumed() && ctx.attempts.stale < retry::MAX_STALE {
+        if stale && !late && ctx.is_resumed() {
             ctx.attempts.stale += 1;
             ctx.attempts.made -= 1;
             self.end_attempt(ctx, Cause::StaleConnection.as_str());

@@ -17,6 +17,8 @@ pub use shared::{SharedBreaker, Shown};
 
 /// See [`super::gate`]: what is said while nobody can tell when the next may go.
 const PROBE_TIME: Duration = Duration::from_secs(1);
+/// Whoever is doubted may be asked again after this, if nobody else has shown how it is.
+const DOUBT: Duration = Duration::from_secs(5);
 /// Failures of one tenant, less all others, are at least one in so many: three quarters are its.
 const MOSTLY: u32 = 2;
 
@@ -103,6 +105,8 @@ pub struct Breaker {
     window: Window,
     /// It is open, or half open, for this one alone.
     only: Option<Caller>,
+    /// Half open, whose request was the only kind that failed: perhaps it fails everywhere.
+    doubted: Option<(Caller, Instant)>,
     suspect: Suspect,
     /// Counts the times it opened: whoever was let through before says nothing of after.
     serial: u32,
@@ -116,6 +120,7 @@ impl Breaker {
             since: now,
             window: Window::new(now),
             only: None,
+            doubted: None,
             suspect: Suspect::default(),
             serial: 0,
             probing: 0,
@@ -150,6 +155,7 @@ impl Breaker {
             _ if !self.concerns(caller) => full,
             State::Closed => full,
             State::Open { until } if until > now => Standing::Closed,
+            State::HalfOpen { .. } if self.is_doubted(caller) => Standing::Closed,
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => Standing::Closed,
             State::Open { .. } | State::HalfOpen { .. } => Standing::Probe,
         }
@@ -160,6 +166,7 @@ impl Breaker {
         match self.state {
             _ if !self.concerns(caller) => Duration::ZERO,
             State::Open { until } => until.saturating_duration_since(now),
+            State::HalfOpen { .. } if self.is_doubted(caller) => PROBE_TIME,
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => PROBE_TIME,
             State::Closed | State::HalfOpen { .. } => Duration::ZERO,
         }
@@ -171,8 +178,18 @@ impl Breaker {
             State::Open { until } if until <= now => {
                 Some(self.become_state(State::HalfOpen { succeeded: 0 }, Reason::Time, now))
             }
-            _ => None,
+            _ => {
+                let over =
+                    |(_, since): &(Caller, Instant)| now.saturating_duration_since(*since) >= DOUBT;
+                self.doubted = self.doubted.filter(|doubted| !over(doubted));
+                None
+            }
         }
+    }
+
+    fn is_doubted(&self, caller: Option<Caller>) -> bool {
+        self.doubted
+            .is_some_and(|(doubted, _)| Some(doubted) == caller)
     }
 
     /// Lets a request through; `None` if it may not. To be called after [`Breaker::advance`].
@@ -181,6 +198,7 @@ impl Breaker {
             _ if !self.concerns(caller) => false,
             State::Closed => false,
             State::Open { .. } => return None,
+            State::HalfOpen { .. } if self.is_doubted(caller) => return None,
             State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => return None,
             State::HalfOpen { .. } => true,
         };
@@ -219,7 +237,7 @@ impl Breaker {
         self.give_back(pass);
         match self.state {
             State::Closed => self.count(ended, now, rules, seed),
-            State::HalfOpen { .. } if !good => Some(self.open(Reason::Probe, now, rules, seed)),
+            State::HalfOpen { .. } if !good => self.probe_failed(caller, now, rules, seed),
             // It has counted already, by its first content.
             State::HalfOpen { .. } if !pass.is_probe() => None,
             State::HalfOpen { succeeded } => {
@@ -228,10 +246,32 @@ impl Breaker {
                     self.state = State::HalfOpen { succeeded };
                     return None;
                 }
-                self.only = None;
-                Some(self.become_state(State::Closed, Reason::Probe, now))
+                // Whoever else failed meanwhile fails alone.
+                self.only = self.doubted.take().map(|(doubted, _)| doubted);
+                match self.only {
+                    Some(_) => Some(self.open(Reason::Probe, now, rules, seed)),
+                    None => Some(self.become_state(State::Closed, Reason::Probe, now)),
+                }
             }
             State::Open { .. } => None,
+        }
+    }
+
+    /// One failure may be the request's own; a second one, of somebody else, is not.
+    fn probe_failed(
+        &mut self,
+        caller: Option<Caller>,
+        now: Instant,
+        rules: &Rules,
+        seed: u64,
+    ) -> Option<Change> {
+        match (caller, self.doubted) {
+            (Some(caller), None) if self.only.is_none() => {
+                self.doubted = Some((caller, now));
+                None
+            }
+            (Some(caller), Some((doubted, _))) if caller == doubted => None,
+            _ => Some(self.open(Reason::Probe, now, rules, seed)),
         }
     }
 
@@ -267,6 +307,7 @@ impl Breaker {
     fn open(&mut self, reason: Reason, now: Instant, rules: &Rules, seed: u64) -> Change {
         self.serial = self.serial.wrapping_add(1);
         self.probing = 0;
+        self.doubted = None;
         self.window.forget();
         self.suspect = Suspect::default();
         let until = now + jittered(rules.open, seed);

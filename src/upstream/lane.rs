@@ -49,6 +49,8 @@ pub struct Wish {
     pub pinned: Option<usize>,
     /// First content comes long before the end: its time is watched.
     pub streamed: bool,
+    /// Its own time may be over before anything is shown: it finds out about nobody.
+    pub hurried: bool,
     /// Whose request it is; `None` if that does not matter.
     pub caller: Option<Caller>,
 }
@@ -59,6 +61,13 @@ impl Wish {
         Self {
             tried,
             ..Self::default()
+        }
+    }
+
+    fn sees(&self, standing: Standing) -> Standing {
+        match standing {
+            Standing::Probe if self.hurried => Standing::Closed,
+            standing => standing,
         }
     }
 
@@ -434,7 +443,7 @@ impl Lane {
             priority: slot.priority,
             weight: slot.weight,
             latency: place.latency.estimate(now),
-            standing: slot.state.condition.standing(now, self.pool.terms),
+            standing: wish.sees(slot.state.condition.standing(now, self.pool.terms)),
             limited: place.rest.is_resting(now),
             tried: !wish.allows(index),
         };
@@ -454,7 +463,7 @@ impl Lane {
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
                 latency: slot.state.latency.estimate(now),
-                standing: self.endpoint_standing(slot, breaker, wish.caller, now),
+                standing: wish.sees(self.endpoint_standing(slot, breaker, wish.caller, now)),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
                 tried: wish.tried.endpoints.contains(&index),
             }

@@ -185,3 +185,55 @@ proptest! {
         }
     }
 }
+
+/// Open for all.
+fn open_for_all(now: Instant) -> Breaker {
+    let mut breaker = Breaker::new(now);
+    for _ in 0..rules().min_requests {
+        send_of(&mut breaker, "one", false, now);
+        send_of(&mut breaker, "other", false, now);
+    }
+    assert!(matches!(breaker.state(), State::Open { .. }) && !breaker.is_for_one());
+    breaker
+}
+
+#[test]
+fn a_tenant_whose_requests_fail_everywhere_keeps_an_endpoint_from_nobody_else() {
+    let start = Instant::now();
+    let mut breaker = open_for_all(start);
+    let now = start + 6 * SECOND;
+    assert!(send_of(&mut breaker, "bad", false, now));
+    for _ in 0..10 {
+        assert!(!send_of(&mut breaker, "bad", false, now));
+    }
+    for _ in 0..3 {
+        assert!(send_of(&mut breaker, "good", true, now));
+    }
+    // Open for the one, closed for the others.
+    assert!(breaker.is_for_one() && !send_of(&mut breaker, "bad", true, now));
+    assert!(send_of(&mut breaker, "good", true, now));
+}
+
+#[test]
+fn two_tenants_whose_probes_fail_open_it_again() {
+    let start = Instant::now();
+    let mut breaker = open_for_all(start);
+    let now = start + 6 * SECOND;
+    assert!(send_of(&mut breaker, "one", false, now));
+    assert!(send_of(&mut breaker, "other", false, now));
+    assert!(matches!(breaker.state(), State::Open { .. }) && !breaker.is_for_one());
+    assert!(!send_of(&mut breaker, "third", true, now));
+}
+
+#[test]
+fn where_there_is_one_tenant_it_is_let_try_again_after_a_while() {
+    let start = Instant::now();
+    let mut breaker = open_for_all(start);
+    let now = start + 6 * SECOND;
+    assert!(send_of(&mut breaker, "one", false, now));
+    assert!(!send_of(&mut breaker, "one", true, now + 4 * SECOND));
+    for _ in 0..3 {
+        assert!(send_of(&mut breaker, "one", true, now + 6 * SECOND));
+    }
+    assert_eq!(breaker.state(), State::Closed);
+}
