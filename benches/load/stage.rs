@@ -179,7 +179,8 @@ impl Stage {
         let value = json!({
             "server": {
                 "threads": THREADS,
-                "state_dir": self.folder.path().join("state"),
+                // Each process has its own: the one before may still be running.
+                "state_dir": self.folder.path().join(format!("state-{}", listen.port())),
                 "listeners": [{"address": listen.to_string()}],
                 "admin": {"address": free()?.to_string()},
                 "upstream_idle_connections": IDLE_CONNECTIONS,
