@@ -482,7 +482,10 @@ fn files_go_up_and_down() {
 
 #[test]
 fn connections_behind_the_envelope_are_used_again() {
-    let stream = "data: {\"code\":0,\"data\":{\"choices\":[]},\"msg\":\"\"}\n\ndata: [DONE]\n\n";
+    let stream = concat!(
+        "data: {\"code\":0,\"data\":{\"choices\":[{\"delta\":{\"content\":\"a\"}}]},\"msg\":\"\"}\n\n",
+        "data: [DONE]\n\n",
+    );
     let answers = [
         whole(
             r#"{"code":0,"data":{"choices":[]},"msg":""}"#,
