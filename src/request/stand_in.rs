@@ -64,6 +64,8 @@ struct Shared {
     taken: AtomicUsize,
     /// What comes next is the last, and must not end as if it were whole.
     broken: AtomicBool,
+    /// The gateway has seen the end of the answer, or does not look at it.
+    finished: AtomicBool,
     /// The client's session, when nothing stands in its place any more.
     back: Mutex<Option<ServerSession>>,
 }
@@ -107,6 +109,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         doubted: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
         broken: AtomicBool::new(false),
+        finished: AtomicBool::new(true),
         back: Mutex::default(),
     });
     let client = vacate(session);
@@ -176,6 +179,12 @@ impl Behind {
     /// Breaks the answer off after what goes out next: its body gets no proper end.
     pub fn break_off(&self) {
         self.0.broken.store(true, Ordering::Release);
+    }
+
+    /// Whether the end of the answer was seen by whoever looks at it. An end that was not is none:
+    /// Pingora's filters are shown bodies, and over HTTP/2 an answer may end with something else.
+    pub fn finished(&self, is: bool) {
+        self.0.finished.store(is, Ordering::Release);
     }
 
     /// How many bytes of the answer's body came here to be passed on. Pingora shows several pieces
@@ -470,7 +479,9 @@ impl Seat for StandIn {
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
         let mut failure = failed.and_then(|at| tasks.drain(at..).next());
-        if self.shared.broken.load(Ordering::Acquire) {
+        let unseen = !self.shared.finished.load(Ordering::Acquire);
+        let unseen = unseen && tasks.iter().any(HttpTask::is_end);
+        if unseen || self.shared.broken.load(Ordering::Acquire) {
             tasks.retain_mut(leave_open);
             let why = "the answer ended as it should not";
             let error = Error::explain(ErrorType::ConnectionClosed, why).into_up();

@@ -1,5 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use pingora::ErrorSource;
+
 use super::*;
 
 const DRAIN: Duration = Duration::from_millis(80);
@@ -242,4 +244,33 @@ async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 40, waiting).await.is_err());
     assert!(!behind.was_doubted());
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_has_seen_is_none() {
+    let trailers = || HttpTask::Trailer(Some(Box::default()));
+    for end in [trailers(), HttpTask::Done] {
+        let (mut session, client) = request().await;
+        let behind = put(&mut session, holding(Duration::ZERO));
+        behind.finished(false);
+        behind.open(true);
+        let head = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), false);
+        let tasks = vec![head, piece("ab", false), end];
+        let error = session.write_response_tasks(tasks).await.unwrap_err();
+        assert_eq!(*error.etype(), ErrorType::ConnectionClosed);
+        assert_eq!(*error.esource(), ErrorSource::Upstream);
+        behind.step_aside(&mut session);
+        assert!(got(client, session).await.ends_with("ab"));
+    }
+    // A head that is all there is waits for another's.
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, holding(Duration::ZERO));
+    behind.finished(false);
+    let only = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), true);
+    let written = session.write_response_tasks(vec![only]).await;
+    assert!(written.is_err() && session.response_written().is_none());
+    behind.finished(true);
+    behind.open(true);
+    let rest = vec![head(), piece("abcd", false), trailers()];
+    assert!(session.write_response_tasks(rest).await.unwrap());
 }
