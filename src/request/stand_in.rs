@@ -54,7 +54,7 @@ struct Shared {
     open: AtomicBool,
     /// Times are counted from here.
     epoch: Instant,
-    /// Milliseconds after `epoch`; [`NEVER`] for none.
+    /// Microseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
     doubt: Mutex<Option<Doubted>>,
@@ -152,8 +152,8 @@ impl Behind {
 
     /// Until when the upstream's next sign is waited for; `None` for ever.
     pub fn wait_until(&self, deadline: Option<std::time::Instant>) {
-        let millis = deadline.map_or(NEVER, |at| self.0.millis(Instant::from_std(at)));
-        self.0.deadline.store(millis, Ordering::Release);
+        let micros = deadline.map_or(NEVER, |at| self.0.micros(Instant::from_std(at)));
+        self.0.deadline.store(micros, Ordering::Release);
     }
 
     /// Beside the deadline there is a doubt, or no longer.
@@ -206,9 +206,10 @@ impl Behind {
 }
 
 impl Shared {
-    fn millis(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.epoch).as_millis();
-        u64::try_from(since).unwrap_or(NEVER)
+    /// Never before `at`: whoever is woken asks whether it is over.
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.epoch).as_nanos();
+        u64::try_from(since.div_ceil(1_000)).unwrap_or(NEVER)
     }
 
     /// When somebody must look next.
@@ -236,8 +237,8 @@ impl Shared {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let millis = self.deadline.load(Ordering::Acquire);
-        (millis != NEVER).then(|| self.epoch.checked_add(Duration::from_millis(millis)))?
+        let micros = self.deadline.load(Ordering::Acquire);
+        (micros != NEVER).then(|| self.epoch.checked_add(Duration::from_micros(micros)))?
     }
 }
 

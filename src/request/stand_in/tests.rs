@@ -274,3 +274,19 @@ async fn an_end_that_nobody_has_seen_is_none() {
     let rest = vec![head(), piece("abcd", false), trailers()];
     assert!(session.write_response_tasks(rest).await.unwrap());
 }
+
+#[tokio::test]
+async fn a_deadline_does_not_come_before_its_time() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    for nanos in [0, 1, 999, 1_001, 999_999, 1_000_001, 7_654_321_987] {
+        let at = Instant::now() + Duration::from_nanos(nanos);
+        behind.wait_until(Some(at.into_std()));
+        let deadline = behind.0.deadline().unwrap();
+        let later = deadline.checked_duration_since(at);
+        assert!(
+            later.is_some_and(|later| later < Duration::from_micros(1)),
+            "{nanos}"
+        );
+    }
+}
