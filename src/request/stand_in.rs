@@ -314,10 +314,18 @@ impl StandIn {
             self.held = None;
         }
         if !told && !early {
+            let dropped = tasks.iter().any(says);
             for task in tasks {
                 if let HttpTask::Header(head, _) = task {
                     self.held = Some(head);
                 }
+            }
+            if let Some(mut head) = self.held.take() {
+                // What is left out was counted in its length.
+                if dropped {
+                    self.unbound(&mut head);
+                }
+                self.held = Some(head);
             }
             return Vec::new();
         }
@@ -334,7 +342,7 @@ impl StandIn {
         out
     }
 
-    /// Takes a head's length away: another upstream may yet answer in this one's place.
+    /// Takes a head's length away: the body is not, or may yet not be, the one it is of.
     fn unbound(&self, head: &mut ResponseHeader) {
         if head.remove_header(&CONTENT_LENGTH).is_some()
             && self.client.req_header().version == Version::HTTP_11
@@ -394,6 +402,14 @@ fn leave_open(task: &mut HttpTask) -> bool {
         }
         HttpTask::Trailer(_) | HttpTask::Done => false,
         _ => true,
+    }
+}
+
+/// HTTP/1.0 knows no chunks (RFC 9112 §7.1), and Pingora puts them into the head of an answer that
+/// came over HTTP/2, after all filters.
+fn unchunk(task: &mut HttpTask) {
+    if let HttpTask::Header(head, _) = task {
+        head.remove_header(&TRANSFER_ENCODING);
     }
 }
 
@@ -487,6 +503,9 @@ impl Seat for StandIn {
             let why = "the answer ended as it should not";
             let error = Error::explain(ErrorType::ConnectionClosed, why).into_up();
             failure = failure.or(Some(HttpTask::Failed(error)));
+        }
+        if self.client.req_header().version == Version::HTTP_10 {
+            tasks.iter_mut().for_each(unchunk);
         }
         let bytes = tasks.iter().map(|task| match task {
             HttpTask::Body(Some(piece), _) => piece.len(),

@@ -290,3 +290,41 @@ async fn a_deadline_does_not_come_before_its_time() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_head_does_not_count_what_was_left_out_while_it_waited() {
+    let (mut session, client) = request().await;
+    let behind = put(&mut session, holding(Duration::MAX / 4));
+    for tasks in [vec![head(), piece("\n", false)], vec![piece("\n", false)]] {
+        assert!(!session.write_response_tasks(tasks).await.unwrap());
+    }
+    behind.open(true);
+    let rest = vec![piece("cd", true)];
+    assert!(session.write_response_tasks(rest).await.unwrap());
+    behind.step_aside(&mut session);
+    let got = got(client, session).await.to_ascii_lowercase();
+    assert!(!got.contains("content-length"), "{got}");
+    assert!(got.ends_with("2\r\ncd\r\n0\r\n\r\n"), "{got}");
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks() {
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let head = b"POST / HTTP/1.0\r\nhost: g\r\ncontent-length: 2\r\n\r\n{}";
+    client.write_all(head).await.unwrap();
+    let mut session = Session::new_h1(Box::new(server));
+    assert!(session.downstream_session.read_request().await.unwrap());
+    while session.read_request_body().await.unwrap().is_some() {}
+    let behind = put(&mut session, terms(None));
+    behind.open(true);
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
+    let tasks = vec![HttpTask::Header(Box::new(head), false), piece("abcd", true)];
+    assert!(session.write_response_tasks(tasks).await.unwrap());
+    behind.step_aside(&mut session);
+    let got = got(client, session).await.to_ascii_lowercase();
+    assert!(
+        !got.contains("chunked") && got.ends_with("\r\n\r\nabcd"),
+        "{got}"
+    );
+}
