@@ -57,6 +57,8 @@ struct Shared {
     /// Microseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    /// Microseconds for which nothing was read since the client took what it was written slowly.
+    paused: AtomicU64,
     doubt: Mutex<Option<Doubted>>,
     /// It was doubt and no deadline.
     doubted: AtomicBool,
@@ -86,6 +88,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(1_100);
 /// From one look to the next at least; of a longer wait, it is a quarter.
 const NEXT_LOOK: Duration = Duration::from_millis(250);
 
+/// A write that takes less is none that anybody waits for.
+const SLOW: Duration = Duration::from_millis(1);
+
 /// What is done for a client beside passing on.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
@@ -105,6 +110,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        paused: AtomicU64::new(0),
         doubt: Mutex::default(),
         doubted: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
@@ -154,6 +160,12 @@ impl Behind {
     pub fn wait_until(&self, deadline: Option<std::time::Instant>) {
         let micros = deadline.map_or(NEVER, |at| self.0.micros(Instant::from_std(at)));
         self.0.deadline.store(micros, Ordering::Release);
+    }
+
+    /// For how long in all the client kept us writing, with nothing read from the upstream: silence
+    /// of that time is not the upstream's. The deadline has been put off by it already.
+    pub fn paused(&self) -> Duration {
+        Duration::from_micros(self.0.paused.load(Ordering::Acquire))
     }
 
     /// Beside the deadline there is a doubt, or no longer.
@@ -234,6 +246,19 @@ impl Shared {
         }
         due.next = now + (now.saturating_duration_since(due.since) / 4).max(NEXT_LOOK);
         false
+    }
+
+    /// Puts the deadline off by a time in which nothing was read.
+    fn put_off(&self, by: Duration) {
+        if by < SLOW {
+            return;
+        }
+        let by = u64::try_from(by.as_micros()).unwrap_or(NEVER);
+        self.paused.fetch_add(by, Ordering::AcqRel);
+        let later = |at: u64| (at != NEVER).then(|| at.saturating_add(by));
+        let order = Ordering::AcqRel;
+        // There may be none.
+        let _ = self.deadline.fetch_update(order, Ordering::Acquire, later);
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -386,7 +411,10 @@ impl StandIn {
 
     async fn pass_on(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let end = tasks.iter().any(HttpTask::is_end);
-        match self.client.response_duplex_vec(tasks).await {
+        let began = Instant::now();
+        let passed = self.client.response_duplex_vec(tasks).await;
+        self.shared.put_off(began.elapsed());
+        match passed {
             Err(cause) => self.leave(cause).await.map(|()| end),
             passed => passed,
         }

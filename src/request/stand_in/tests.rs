@@ -328,3 +328,31 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
         "{got}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
+    let (mut session, mut client) = request().await;
+    let behind = put(&mut session, terms(None));
+    let second = Duration::from_secs(1);
+    behind.open(true);
+    behind.wait_until(Some((Instant::now() + second * 2).into_std()));
+    let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
+    let tasks = vec![HttpTask::Header(Box::new(head), false), large];
+    let reads = tokio::spawn(async move {
+        tokio::time::sleep(second * 5).await;
+        let mut got = vec![0; 100 << 10];
+        client.read_exact(&mut got).await.unwrap();
+        client
+    });
+    assert!(!session.write_response_tasks(tasks).await.unwrap());
+    let paused = behind.paused().as_secs_f64();
+    assert!((4.9..5.5).contains(&paused), "{paused}");
+    let _client = reads.await.unwrap();
+    let since = Instant::now();
+    departure(&mut session).await;
+    let took = since.elapsed().as_secs_f64();
+    assert!((1.5..2.1).contains(&took), "{took}");
+    assert!(behind.was_late());
+}
