@@ -49,7 +49,7 @@ use pingora::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::admission::counting::Counting;
-use crate::context::Context;
+use crate::context::{Context, Watch};
 use crate::downstream::in_flight::Requests;
 use crate::ledger::journal::Journal;
 use crate::request::body::BodyBudget;
@@ -162,7 +162,9 @@ impl ProxyHttp for Gateway {
         head: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.build_answer(session, head, ctx)
+        self.build_answer(session, head, ctx)?;
+        ctx.expect_end();
+        Ok(())
     }
 
     fn response_body_filter(
@@ -172,18 +174,38 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Context,
     ) -> Result<Option<Duration>> {
-        self.relay(session, body, end, ctx).map(|()| None)
+        self.relay(session, body, end, ctx)?;
+        if end {
+            ctx.saw_end();
+        }
+        Ok(None)
     }
 
     /// Trailers are dropped: nothing of ours needs them, and they are one more way around a head.
+    /// But they are the end of a body that has had no other.
     fn upstream_response_trailer_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         trailers: &mut HeaderMap,
-        _ctx: &mut Context,
+        ctx: &mut Context,
     ) -> Result<()> {
         trailers.clear();
+        // Here, since an error of the next filter would be lost.
+        let mut last = None;
+        self.relay(session, &mut last, true, ctx)?;
+        ctx.answer.last = last;
+        ctx.saw_end();
         Ok(())
+    }
+
+    /// What is returned ends the body in the trailers' place.
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _trailers: &mut HeaderMap,
+        ctx: &mut Context,
+    ) -> Result<Option<Bytes>> {
+        Ok(ctx.answer.last.take())
     }
 
     fn error_while_proxy(
@@ -234,5 +256,22 @@ impl ProxyHttp for Gateway {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
         self.record(session, error, ctx);
+    }
+}
+
+impl Context {
+    /// From here on an answer's end counts only if it was looked at.
+    fn expect_end(&self) {
+        if let Some(behind) = &self.behind {
+            // An error is one, whatever stands in its body.
+            let any = matches!(self.answer.watch, Watch::Nothing | Watch::Error { .. });
+            behind.finished(any);
+        }
+    }
+
+    fn saw_end(&self) {
+        if let Some(behind) = &self.behind {
+            behind.finished(true);
+        }
     }
 }

@@ -26,6 +26,8 @@ pub struct Answer {
     pub prelude: Prelude,
     /// What of an answer in one piece waits for its end.
     pub withheld: Withheld,
+    /// The body's last piece, if the upstream ended it with trailers.
+    pub last: Option<Bytes>,
     /// There if the stream may be gone on with elsewhere.
     pub resumption: Option<Box<Resumption>>,
     pub first_content: Option<Instant>,

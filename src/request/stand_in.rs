@@ -54,9 +54,11 @@ struct Shared {
     open: AtomicBool,
     /// Times are counted from here.
     epoch: Instant,
-    /// Milliseconds after `epoch`; [`NEVER`] for none.
+    /// Microseconds after `epoch`; [`NEVER`] for none.
     deadline: AtomicU64,
     late: AtomicBool,
+    /// Microseconds for which nothing was read since the client took what it was written slowly.
+    paused: AtomicU64,
     doubt: Mutex<Option<Doubted>>,
     /// It was doubt and no deadline.
     doubted: AtomicBool,
@@ -64,6 +66,8 @@ struct Shared {
     taken: AtomicUsize,
     /// What comes next is the last, and must not end as if it were whole.
     broken: AtomicBool,
+    /// The gateway has seen the end of the answer, or does not look at it.
+    finished: AtomicBool,
     /// The client's session, when nothing stands in its place any more.
     back: Mutex<Option<ServerSession>>,
 }
@@ -84,6 +88,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(1_100);
 /// From one look to the next at least; of a longer wait, it is a quarter.
 const NEXT_LOOK: Duration = Duration::from_millis(250);
 
+/// A write that takes less is none that anybody waits for.
+const SLOW: Duration = Duration::from_millis(1);
+
 /// What is done for a client beside passing on.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
@@ -103,10 +110,12 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         epoch: now,
         deadline: AtomicU64::new(NEVER),
         late: AtomicBool::new(false),
+        paused: AtomicU64::new(0),
         doubt: Mutex::default(),
         doubted: AtomicBool::new(false),
         taken: AtomicUsize::new(0),
         broken: AtomicBool::new(false),
+        finished: AtomicBool::new(true),
         back: Mutex::default(),
     });
     let client = vacate(session);
@@ -149,8 +158,14 @@ impl Behind {
 
     /// Until when the upstream's next sign is waited for; `None` for ever.
     pub fn wait_until(&self, deadline: Option<std::time::Instant>) {
-        let millis = deadline.map_or(NEVER, |at| self.0.millis(Instant::from_std(at)));
-        self.0.deadline.store(millis, Ordering::Release);
+        let micros = deadline.map_or(NEVER, |at| self.0.micros(Instant::from_std(at)));
+        self.0.deadline.store(micros, Ordering::Release);
+    }
+
+    /// For how long in all the client kept us writing, with nothing read from the upstream: silence
+    /// of that time is not the upstream's. The deadline has been put off by it already.
+    pub fn paused(&self) -> Duration {
+        Duration::from_micros(self.0.paused.load(Ordering::Acquire))
     }
 
     /// Beside the deadline there is a doubt, or no longer.
@@ -178,6 +193,12 @@ impl Behind {
         self.0.broken.store(true, Ordering::Release);
     }
 
+    /// Whether the end of the answer was seen by whoever looks at it. An end that was not is none:
+    /// Pingora's filters are shown bodies, and over HTTP/2 an answer may end with something else.
+    pub fn finished(&self, is: bool) {
+        self.0.finished.store(is, Ordering::Release);
+    }
+
     /// How many bytes of the answer's body came here to be passed on. Pingora shows several pieces
     /// to its filters before it passes them on together, and none of them if one is an error.
     pub fn taken(&self) -> usize {
@@ -197,9 +218,10 @@ impl Behind {
 }
 
 impl Shared {
-    fn millis(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.epoch).as_millis();
-        u64::try_from(since).unwrap_or(NEVER)
+    /// Never before `at`: whoever is woken asks whether it is over.
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.epoch).as_nanos();
+        u64::try_from(since.div_ceil(1_000)).unwrap_or(NEVER)
     }
 
     /// When somebody must look next.
@@ -226,9 +248,22 @@ impl Shared {
         false
     }
 
+    /// Puts the deadline off by a time in which nothing was read.
+    fn put_off(&self, by: Duration) {
+        if by < SLOW {
+            return;
+        }
+        let by = u64::try_from(by.as_micros()).unwrap_or(NEVER);
+        self.paused.fetch_add(by, Ordering::AcqRel);
+        let later = |at: u64| (at != NEVER).then(|| at.saturating_add(by));
+        let order = Ordering::AcqRel;
+        // There may be none.
+        let _ = self.deadline.fetch_update(order, Ordering::Acquire, later);
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        let millis = self.deadline.load(Ordering::Acquire);
-        (millis != NEVER).then(|| self.epoch.checked_add(Duration::from_millis(millis)))?
+        let micros = self.deadline.load(Ordering::Acquire);
+        (micros != NEVER).then(|| self.epoch.checked_add(Duration::from_micros(micros)))?
     }
 }
 
@@ -304,10 +339,18 @@ impl StandIn {
             self.held = None;
         }
         if !told && !early {
+            let dropped = tasks.iter().any(says);
             for task in tasks {
                 if let HttpTask::Header(head, _) = task {
                     self.held = Some(head);
                 }
+            }
+            if let Some(mut head) = self.held.take() {
+                // What is left out was counted in its length.
+                if dropped {
+                    self.unbound(&mut head);
+                }
+                self.held = Some(head);
             }
             return Vec::new();
         }
@@ -324,7 +367,7 @@ impl StandIn {
         out
     }
 
-    /// Takes a head's length away: another upstream may yet answer in this one's place.
+    /// Takes a head's length away: the body is not, or may yet not be, the one it is of.
     fn unbound(&self, head: &mut ResponseHeader) {
         if head.remove_header(&CONTENT_LENGTH).is_some()
             && self.client.req_header().version == Version::HTTP_11
@@ -368,7 +411,10 @@ impl StandIn {
 
     async fn pass_on(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let end = tasks.iter().any(HttpTask::is_end);
-        match self.client.response_duplex_vec(tasks).await {
+        let began = Instant::now();
+        let passed = self.client.response_duplex_vec(tasks).await;
+        self.shared.put_off(began.elapsed());
+        match passed {
             Err(cause) => self.leave(cause).await.map(|()| end),
             passed => passed,
         }
@@ -384,6 +430,14 @@ fn leave_open(task: &mut HttpTask) -> bool {
         }
         HttpTask::Trailer(_) | HttpTask::Done => false,
         _ => true,
+    }
+}
+
+/// HTTP/1.0 knows no chunks (RFC 9112 §7.1), and Pingora puts them into the head of an answer that
+/// came over HTTP/2, after all filters.
+fn unchunk(task: &mut HttpTask) {
+    if let HttpTask::Header(head, _) = task {
+        head.remove_header(&TRANSFER_ENCODING);
     }
 }
 
@@ -470,11 +524,16 @@ impl Seat for StandIn {
             .iter()
             .position(|task| matches!(task, HttpTask::Failed(_)));
         let mut failure = failed.and_then(|at| tasks.drain(at..).next());
-        if self.shared.broken.load(Ordering::Acquire) {
+        let unseen = !self.shared.finished.load(Ordering::Acquire);
+        let unseen = unseen && tasks.iter().any(HttpTask::is_end);
+        if unseen || self.shared.broken.load(Ordering::Acquire) {
             tasks.retain_mut(leave_open);
             let why = "the answer ended as it should not";
             let error = Error::explain(ErrorType::ConnectionClosed, why).into_up();
             failure = failure.or(Some(HttpTask::Failed(error)));
+        }
+        if self.client.req_header().version == Version::HTTP_10 {
+            tasks.iter_mut().for_each(unchunk);
         }
         let bytes = tasks.iter().map(|task| match task {
             HttpTask::Body(Some(piece), _) => piece.len(),

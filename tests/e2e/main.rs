@@ -60,6 +60,7 @@ mod streaming;
 mod support;
 mod switches;
 mod telemetry;
+mod trailers;
 mod upstream_auth;
 mod upstream_tls;
 mod usage_command;

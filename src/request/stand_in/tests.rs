@@ -1,5 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use pingora::ErrorSource;
+
 use super::*;
 
 const DRAIN: Duration = Duration::from_millis(80);
@@ -242,4 +244,115 @@ async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 40, waiting).await.is_err());
     assert!(!behind.was_doubted());
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_has_seen_is_none() {
+    let trailers = || HttpTask::Trailer(Some(Box::default()));
+    for end in [trailers(), HttpTask::Done] {
+        let (mut session, client) = request().await;
+        let behind = put(&mut session, holding(Duration::ZERO));
+        behind.finished(false);
+        behind.open(true);
+        let head = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), false);
+        let tasks = vec![head, piece("ab", false), end];
+        let error = session.write_response_tasks(tasks).await.unwrap_err();
+        assert_eq!(*error.etype(), ErrorType::ConnectionClosed);
+        assert_eq!(*error.esource(), ErrorSource::Upstream);
+        behind.step_aside(&mut session);
+        assert!(got(client, session).await.ends_with("ab"));
+    }
+    // A head that is all there is waits for another's.
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, holding(Duration::ZERO));
+    behind.finished(false);
+    let only = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), true);
+    let written = session.write_response_tasks(vec![only]).await;
+    assert!(written.is_err() && session.response_written().is_none());
+    behind.finished(true);
+    behind.open(true);
+    let rest = vec![head(), piece("abcd", false), trailers()];
+    assert!(session.write_response_tasks(rest).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_deadline_does_not_come_before_its_time() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    for nanos in [0, 1, 999, 1_001, 999_999, 1_000_001, 7_654_321_987] {
+        let at = Instant::now() + Duration::from_nanos(nanos);
+        behind.wait_until(Some(at.into_std()));
+        let deadline = behind.0.deadline().unwrap();
+        let later = deadline.checked_duration_since(at);
+        assert!(
+            later.is_some_and(|later| later < Duration::from_micros(1)),
+            "{nanos}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_head_does_not_count_what_was_left_out_while_it_waited() {
+    let (mut session, client) = request().await;
+    let behind = put(&mut session, holding(Duration::MAX / 4));
+    for tasks in [vec![head(), piece("\n", false)], vec![piece("\n", false)]] {
+        assert!(!session.write_response_tasks(tasks).await.unwrap());
+    }
+    behind.open(true);
+    let rest = vec![piece("cd", true)];
+    assert!(session.write_response_tasks(rest).await.unwrap());
+    behind.step_aside(&mut session);
+    let got = got(client, session).await.to_ascii_lowercase();
+    assert!(!got.contains("content-length"), "{got}");
+    assert!(got.ends_with("2\r\ncd\r\n0\r\n\r\n"), "{got}");
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks() {
+    let (mut client, server) = tokio::io::duplex(64 * 1024);
+    let head = b"POST / HTTP/1.0\r\nhost: g\r\ncontent-length: 2\r\n\r\n{}";
+    client.write_all(head).await.unwrap();
+    let mut session = Session::new_h1(Box::new(server));
+    assert!(session.downstream_session.read_request().await.unwrap());
+    while session.read_request_body().await.unwrap().is_some() {}
+    let behind = put(&mut session, terms(None));
+    behind.open(true);
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
+    let tasks = vec![HttpTask::Header(Box::new(head), false), piece("abcd", true)];
+    assert!(session.write_response_tasks(tasks).await.unwrap());
+    behind.step_aside(&mut session);
+    let got = got(client, session).await.to_ascii_lowercase();
+    assert!(
+        !got.contains("chunked") && got.ends_with("\r\n\r\nabcd"),
+        "{got}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
+    let (mut session, mut client) = request().await;
+    let behind = put(&mut session, terms(None));
+    let second = Duration::from_secs(1);
+    behind.open(true);
+    behind.wait_until(Some((Instant::now() + second * 2).into_std()));
+    let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
+    let tasks = vec![HttpTask::Header(Box::new(head), false), large];
+    let reads = tokio::spawn(async move {
+        tokio::time::sleep(second * 5).await;
+        let mut got = vec![0; 100 << 10];
+        client.read_exact(&mut got).await.unwrap();
+        client
+    });
+    assert!(!session.write_response_tasks(tasks).await.unwrap());
+    let paused = behind.paused().as_secs_f64();
+    assert!((4.9..5.5).contains(&paused), "{paused}");
+    let _client = reads.await.unwrap();
+    let since = Instant::now();
+    departure(&mut session).await;
+    let took = since.elapsed().as_secs_f64();
+    assert!((1.5..2.1).contains(&took), "{took}");
+    assert!(behind.was_late());
 }
