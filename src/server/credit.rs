@@ -25,6 +25,8 @@ use crate::upstream::pool::{AccountSlot, Pool};
 const TICK: Duration = Duration::from_millis(250);
 /// An account that cannot pay is asked this often, so that it is soon used again.
 const WHILE_UNPAID: Duration = Duration::from_secs(5);
+/// Where no endpoint was there to be asked, it is looked again so soon.
+const WHILE_UNREACHABLE: Duration = Duration::from_secs(1);
 
 /// Asks the accounts of every upstream that has a balance to ask for.
 pub struct CreditWatch {
@@ -39,6 +41,8 @@ type Key = (UpstreamId, AccountId);
 enum Asked {
     UnderWay,
     At(Instant),
+    /// Then nobody was there to ask.
+    InVain(Instant),
 }
 
 /// What came of asking the account at this place of the pool; nothing if there was nobody to ask.
@@ -119,15 +123,16 @@ impl CreditWatch {
             return;
         };
         let key = (pool.settings.id.clone(), slot.id.clone());
-        let Some(heard) = heard else {
-            // Its turn comes with the next endpoint that is in.
-            asked.remove(&key);
-            return;
-        };
         let now = Instant::now();
         if let Some(asked) = asked.get_mut(&key) {
-            *asked = Asked::At(now);
+            *asked = match &heard {
+                Some(_) => Asked::At(now),
+                None => Asked::InVain(now),
+            };
         }
+        let Some(heard) = heard else {
+            return;
+        };
         let result = match &heard {
             Heard::Report(_) => "ok",
             Heard::Refused => "refused",
@@ -146,14 +151,23 @@ impl CreditWatch {
 }
 
 fn is_due(before: Asked, account: &AccountSlot, credit: &Credit, now: Instant) -> bool {
-    let Asked::At(before) = before else {
-        return false;
-    };
-    let pause = match account.state.condition.shown().reason {
-        Some(Reason::Unpaid) => credit.interval.min(WHILE_UNPAID),
-        _ => credit.interval,
-    };
-    now.saturating_duration_since(before) >= pause
+    let unpaid = || account.state.condition.shown().reason == Some(Reason::Unpaid);
+    waits(before, credit.interval, unpaid)
+        .is_some_and(|(since, pause)| now.saturating_duration_since(since) >= pause)
+}
+
+/// From when on, and how long; `None` while the answer is awaited.
+fn waits(
+    before: Asked,
+    interval: Duration,
+    unpaid: impl FnOnce() -> bool,
+) -> Option<(Instant, Duration)> {
+    match before {
+        Asked::UnderWay => None,
+        Asked::InVain(at) => Some((at, interval.min(WHILE_UNREACHABLE))),
+        Asked::At(at) if unpaid() => Some((at, interval.min(WHILE_UNPAID))),
+        Asked::At(at) => Some((at, interval)),
+    }
 }
 
 fn tell((upstream, account): &Key, news: News) {
@@ -177,5 +191,25 @@ fn tell((upstream, account): &Key, news: News) {
         News::Answers => info!(
             "The provider tells an account's balance again. upstream={upstream} account={account}"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_could_not_be_asked_is_not_due_at_once() {
+        let now = Instant::now();
+        let minute = Duration::from_secs(60);
+        assert_eq!(waits(Asked::UnderWay, minute, || true), None);
+        for (before, unpaid, pause) in [
+            (Asked::InVain(now), false, WHILE_UNREACHABLE),
+            (Asked::InVain(now), true, WHILE_UNREACHABLE),
+            (Asked::At(now), true, WHILE_UNPAID),
+            (Asked::At(now), false, minute),
+        ] {
+            assert_eq!(waits(before, minute, || unpaid), Some((now, pause)));
+        }
     }
 }

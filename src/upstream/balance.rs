@@ -237,6 +237,12 @@ fn tier(
             .min()
     };
     let first = best(None)?;
+    // Who may be asked how it is must be: it has no share to be drawn by, and would stay out as
+    // long as a later tier serves.
+    let asked = |look: Look| look.priority == first && look.standing == Standing::Probe;
+    if (0..count).any(|index| open(index).is_some_and(asked)) {
+        return Some(first);
+    }
     let Some(next) = best(Some(first)) else {
         return Some(first);
     };

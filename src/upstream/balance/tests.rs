@@ -146,6 +146,29 @@ fn a_probe_is_sent_as_soon_as_it_may_be() {
 }
 
 #[test]
+fn a_preferred_tier_that_may_be_tried_is_tried_while_a_later_one_serves() {
+    let with = |standing, priority| AccountView {
+        standing,
+        priority,
+        ..acc(0, None)
+    };
+    let accounts = [
+        with(Standing::Closed, 0),
+        with(Standing::Probe, 0),
+        with(OPEN, 1),
+    ];
+    assert_eq!(chosen(&accounts, None), all_to(1, 3));
+    let endpoints = [
+        end(0, 0, Standing::Closed),
+        end(0, 0, Standing::Probe),
+        end(0, 1, OPEN),
+    ];
+    for random in 0..1_000 {
+        assert_eq!(endpoint(&endpoints, affinity::mix(random)), Ok(1));
+    }
+}
+
+#[test]
 fn who_comes_back_gets_its_share_and_no_flood() {
     let back = AccountView {
         standing: Standing::Open { permille: 200 },
