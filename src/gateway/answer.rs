@@ -1,7 +1,7 @@
 //! What goes back: the head built anew, each fragment watched on its way, and an honest word when
 //! the answer does not come to its proper end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
@@ -20,6 +20,7 @@ use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
+use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
 use crate::upstream::pool::Outcome;
 
@@ -151,6 +152,9 @@ impl Gateway {
     /// If one is over.
     fn check_clocks(&self, ctx: &Context, now: Instant) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
+        // While the client is written to, nothing is read: that is no silence of the upstream's.
+        let written_to = ctx.behind.as_ref().map_or(Duration::ZERO, Behind::paused);
+        let now = now.checked_sub(written_to).unwrap_or(now);
         match attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) {
             None => Ok(()),
             Some(late) => {
