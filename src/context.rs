@@ -38,7 +38,7 @@ use crate::upstream::pool::{Lane, Wish};
 pub use answer::{Answer, Resumption, Watch};
 pub use attempts::{Attempt, Attempts, Broken, Names, Step, Try};
 
-/// A request that has less time left is in a hurry.
+/// A request whose client leaves it less time is in a hurry.
 const HURRY: Duration = Duration::from_secs(2);
 
 /// Everything known of one request.
@@ -245,9 +245,10 @@ impl Context {
             // All files lie with the first account of their upstream.
             pinned: (self.names_files && files.filter(holds_files).is_some()).then_some(0),
             streamed: self.is_streamed(),
-            hurried: self
-                .ends_by()
-                .is_some_and(|end| end < Instant::now() + HURRY),
+            hurried: self.client_deadline.is_some_and(|time| {
+                let left = (self.started + time).saturating_duration_since(Instant::now());
+                left < HURRY
+            }),
             caller: self.identity().map(|it| Caller::of(&it.tenant.id)),
         }
     }
