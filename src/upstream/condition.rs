@@ -30,8 +30,6 @@ const ENOUGH: u32 = 5;
 pub enum Verdict {
     Good,
     Bad,
-    /// It counts, but is no proof: a probe is not decided by it.
-    Doubtful,
     Nothing,
     /// Out at once.
     Leave(Reason),
@@ -152,7 +150,7 @@ impl Condition {
         if let Some(change) = inner.gate.advance(now) {
             self.changed(&mut inner, change, now, "");
         }
-        let pass = inner.gate.admit(terms)?;
+        let pass = inner.gate.admit(now, terms)?;
         if awaited {
             inner.pace.began(now);
         }
@@ -173,6 +171,10 @@ impl Condition {
             return;
         }
         let mut inner = self.inner.lock();
+        // What began before the last time out says nothing of now.
+        if !inner.gate.is_current(pass) {
+            return;
+        }
         if let Some(took) = took {
             inner.pace.first_content(took, now);
         }
@@ -197,16 +199,16 @@ impl Condition {
     ) -> After {
         let terms = Terms::of(rules);
         let mut inner = self.inner.lock();
-        if awaited {
-            inner.pace.ended_without();
-        }
         if !inner.gate.is_current(pass) {
             return After::Late;
+        }
+        if awaited {
+            inner.pace.ended_without();
         }
         let change = match verdict {
             Verdict::Good => inner.gate.succeeded(pass, now, terms),
             Verdict::Bad => inner.gate.failed(pass, now, terms, self.roll()),
-            Verdict::Doubtful | Verdict::Nothing => {
+            Verdict::Nothing => {
                 inner.gate.give_back(pass);
                 None
             }
@@ -224,7 +226,7 @@ impl Condition {
         };
         match verdict {
             Verdict::Good => inner.window.record(true, now, rules.window),
-            Verdict::Bad | Verdict::Doubtful => {
+            Verdict::Bad => {
                 inner.window.record(false, now, rules.window);
                 self.show_errors(inner.window.tally(now));
                 return After::Suspect;
@@ -252,7 +254,7 @@ impl Condition {
             return;
         }
         let mut inner = self.inner.lock();
-        if awaited {
+        if awaited && inner.gate.is_current(pass) {
             inner.pace.ended_without();
         }
         inner.gate.give_back(pass);
@@ -426,6 +428,10 @@ impl Condition {
             inner.window.forget();
             self.show_errors(Tally::default());
             inner.pace.forget(now);
+            if matches!(change.to, Phase::Out { .. }) {
+                // Whoever still waits was let through before.
+                inner.pace.forget_waiting();
+            }
             inner.strained = None;
         }
         self.refresh(inner);
