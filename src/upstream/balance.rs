@@ -53,6 +53,8 @@ pub struct AccountView {
     pub weight: u32,
     /// To first content, in microseconds; 0 for nothing to go by.
     pub latency: u64,
+    /// Of its latest attempts, in thousandths; 0 for nothing to go by.
+    pub errors: u32,
     pub standing: Standing,
     /// It has said that it takes no more for this model for a while.
     pub limited: bool,
@@ -70,6 +72,8 @@ pub struct EndpointView {
     pub weight: u32,
     /// To first content, in microseconds; 0 for nothing to go by.
     pub latency: u64,
+    /// Of its latest attempts, in thousandths; 0 for nothing to go by.
+    pub errors: u32,
     pub standing: Standing,
     /// It takes no more at the moment.
     pub full: bool,
@@ -113,6 +117,11 @@ const OVERPROVISIONED: u64 = 140;
 const COOL: u32 = 8;
 /// Nor is one whose first content takes no more than this many times that of the best.
 const HOT: u64 = 4;
+/// In thousandths. A failure costs another attempt; were it all that is known, nobody is worth less
+/// than a twentieth.
+const MOST_ERRORS: u32 = 950;
+/// In thousandths. Conversations do not stay with whoever fails more often, unless all do.
+const ILL: u32 = 500;
 /// What is asked of somebody nobody knows anything of, in microseconds, where nobody is known.
 const UNKNOWN: u64 = 1_000;
 
@@ -124,6 +133,7 @@ struct Look {
     in_flight: u32,
     ceiling: Option<u32>,
     latency: u64,
+    errors: u32,
     standing: Standing,
     /// It can take the request now.
     open: bool,
@@ -138,6 +148,7 @@ impl From<&AccountView> for Look {
             in_flight: view.in_flight,
             ceiling: view.ceiling,
             latency: view.latency,
+            errors: view.errors,
             standing: view.standing,
             open: !view.tried && below && view.standing != Standing::Closed,
         }
@@ -152,6 +163,7 @@ impl From<&EndpointView> for Look {
             in_flight: view.in_flight,
             ceiling: None,
             latency: view.latency,
+            errors: view.errors,
             standing: view.standing,
             open: !view.tried && !view.full && view.standing != Standing::Closed,
         }
@@ -273,18 +285,23 @@ fn at_home(
     let weights: u64 = (0..views.len())
         .filter_map(|index| Some(u64::from(open(index)?.weight)))
         .sum();
+    // What is known of an idle one has faded.
     let best = (0..views.len())
-        .filter_map(|index| Some(open(index)?.latency))
-        .filter(|latency| *latency > 0)
+        .filter_map(&open)
+        .filter(|look| look.in_flight > 0 && look.latency > 0)
+        .map(|look| look.latency)
         .min();
+    let fewest = (0..views.len()).filter_map(|index| Some(open(index)?.errors));
+    let fewest = fewest.min().unwrap_or(0);
     let takes = |index: usize| {
         let look = open(index)?;
+        let well = look.errors <= ILL || fewest > ILL;
         let share = u64::from(home.bound_percent) * (total + 1) * u64::from(look.weight);
         let bound = share.div_ceil(weights.max(1) * 100).max(u64::from(COOL));
         let cool = look.in_flight < COOL
             || best.is_none_or(|best| look.latency <= best.saturating_mul(HOT));
         let there = is_drawn(look, index, random);
-        (u64::from(look.in_flight) < bound && cool && there).then_some(index)
+        (u64::from(look.in_flight) < bound && cool && well && there).then_some(index)
     };
     let next = || {
         let others = (0..views.len()).filter(|index| *index != home.account);
@@ -349,8 +366,9 @@ fn usual(looks: impl Iterator<Item = Look>) -> u64 {
     sum.checked_div(count).unwrap_or(UNKNOWN).max(1)
 }
 
-/// How long first content would be waited for, relatively: latency × those before it, and dearer the
-/// nearer its ceiling is.
+/// How long first content would be waited for, relatively: latency × those before it, as often as it
+/// takes until an attempt succeeds, and dearer the nearer its ceiling is. Whoever fails at once has
+/// nobody before it and no latency to show: without its errors it would look like the best.
 fn cost(look: Look, usual: u64) -> u128 {
     let latency = u128::from(if look.latency == 0 {
         usual
@@ -359,7 +377,8 @@ fn cost(look: Look, usual: u64) -> u128 {
     });
     // Idle ones are equal: who was drawn first, by weight, has it.
     let before = u128::from(look.in_flight) * 1_000 / u128::from(look.weight.max(1)) + 1_000;
-    let cost = latency * before;
+    let succeeds = 1_000 - u128::from(look.errors.min(MOST_ERRORS));
+    let cost = latency * before * 1_000 / succeeds;
     match look.ceiling {
         None => cost,
         Some(ceiling) => {

@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::balance::Standing;
-use super::gate::{FULL_SHARE, Pass, Reason, jittered};
+use super::gate::{FULL_SHARE, PROBE_COUNTS, Pass, Reason, jittered};
 use super::window::Window;
 use crate::config::settings::{Breaker as Rules, TenantId};
 pub use shared::{SharedBreaker, Shown};
@@ -111,6 +111,8 @@ pub struct Breaker {
     /// Counts the times it opened: whoever was let through before says nothing of after.
     serial: u32,
     probing: u32,
+    /// When the latest of those that try it was let through.
+    probed: Instant,
 }
 
 impl Breaker {
@@ -124,6 +126,7 @@ impl Breaker {
             suspect: Suspect::default(),
             serial: 0,
             probing: 0,
+            probed: now,
         }
     }
 
@@ -156,7 +159,7 @@ impl Breaker {
             State::Closed => full,
             State::Open { until } if until > now => Standing::Closed,
             State::HalfOpen { .. } if self.is_doubted(caller) => Standing::Closed,
-            State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => Standing::Closed,
+            State::HalfOpen { .. } if self.is_taken(now, rules) => Standing::Closed,
             State::Open { .. } | State::HalfOpen { .. } => Standing::Probe,
         }
     }
@@ -167,7 +170,7 @@ impl Breaker {
             _ if !self.concerns(caller) => Duration::ZERO,
             State::Open { until } => until.saturating_duration_since(now),
             State::HalfOpen { .. } if self.is_doubted(caller) => PROBE_TIME,
-            State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => PROBE_TIME,
+            State::HalfOpen { .. } if self.is_taken(now, rules) => PROBE_TIME,
             State::Closed | State::HalfOpen { .. } => Duration::ZERO,
         }
     }
@@ -193,16 +196,19 @@ impl Breaker {
     }
 
     /// Lets a request through; `None` if it may not. To be called after [`Breaker::advance`].
-    pub fn admit(&mut self, caller: Option<Caller>, rules: &Rules) -> Option<Pass> {
+    pub fn admit(&mut self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Option<Pass> {
         let probe = match self.state {
             _ if !self.concerns(caller) => false,
             State::Closed => false,
             State::Open { .. } => return None,
             State::HalfOpen { .. } if self.is_doubted(caller) => return None,
-            State::HalfOpen { .. } if self.probing >= rules.probes.max(1) => return None,
+            State::HalfOpen { .. } if self.is_taken(now, rules) => return None,
             State::HalfOpen { .. } => true,
         };
-        self.probing += u32::from(probe);
+        if probe {
+            self.probing = self.probing.saturating_add(1);
+            self.probed = now;
+        }
         Some(Pass::new(self.serial, probe))
     }
 
@@ -302,6 +308,12 @@ impl Breaker {
     pub fn forgive(&mut self) {
         self.window.forgive();
         self.suspect = Suspect::default();
+    }
+
+    /// Do as many try it as may? See [`super::gate`] for those that show nothing.
+    fn is_taken(&self, now: Instant, rules: &Rules) -> bool {
+        let fresh = now.saturating_duration_since(self.probed) < PROBE_COUNTS;
+        self.probing >= rules.probes.max(1) && fresh
     }
 
     fn open(&mut self, reason: Reason, now: Instant, rules: &Rules, seed: u64) -> Change {

@@ -57,7 +57,7 @@ impl Says {
         match class {
             // No account was shown to anybody.
             FailureClass::Connect | FailureClass::Tls => Self {
-                account: Verdict::Doubtful,
+                account: Verdict::Nothing,
                 endpoint: Verdict::Bad,
                 breaker: None,
             },

@@ -4,7 +4,7 @@
 //! One short lock for each attempt and outcome; whoever only looks at one that is plainly well takes
 //! none.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -15,21 +15,21 @@ use super::gate::{Change, FULL_SHARE, Gate, Pass, Phase, Reason, Terms};
 use super::outlier::Look;
 use super::pace::Pace;
 use super::transitions::{Kind, Teller, Told};
-use super::window::Window;
+use super::window::{Tally, Window};
 use crate::config::settings::Outlier;
 
 /// What is left to one that is strained, in thousandths.
 const STRAINED_SHARE: u32 = 500;
 /// One that is strained stays so for a while, or it would change with every outcome.
 const STRAIN_LASTS: Duration = Duration::from_secs(5);
+/// Outcomes. Fewer say nothing of how often it fails.
+const ENOUGH: u32 = 5;
 
 /// What the end of an attempt says of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Good,
     Bad,
-    /// It counts, but is no proof: a probe is not decided by it.
-    Doubtful,
     Nothing,
     /// Out at once.
     Leave(Reason),
@@ -64,6 +64,8 @@ pub struct Shown {
 pub struct Condition {
     /// In, wanted and not strained.
     plain: AtomicBool,
+    /// Of the window, in thousandths: as it was when somebody last looked, or an attempt failed.
+    errors: AtomicU32,
     inner: Mutex<Inner>,
     teller: Teller,
     /// Of what it is configured with; 0 for not yet.
@@ -84,6 +86,7 @@ impl Condition {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
             plain: AtomicBool::new(true),
+            errors: AtomicU32::new(0),
             inner: Mutex::new(Inner {
                 gate: Gate::new(now),
                 window: Window::new(now),
@@ -125,6 +128,11 @@ impl Condition {
         }
     }
 
+    /// How many of its latest attempts have failed, in thousandths; 0 if few are known of.
+    pub fn errors(&self) -> u32 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
     /// How long until it may be tried; `None` if that is not a matter of time.
     pub fn opens_in(&self, now: Instant, terms: Terms) -> Option<Duration> {
         let inner = self.inner.lock();
@@ -142,7 +150,7 @@ impl Condition {
         if let Some(change) = inner.gate.advance(now) {
             self.changed(&mut inner, change, now, "");
         }
-        let pass = inner.gate.admit(terms)?;
+        let pass = inner.gate.admit(now, terms)?;
         if awaited {
             inner.pace.began(now);
         }
@@ -163,6 +171,10 @@ impl Condition {
             return;
         }
         let mut inner = self.inner.lock();
+        // What began before the last time out says nothing of now.
+        if !inner.gate.is_current(pass) {
+            return;
+        }
         if let Some(took) = took {
             inner.pace.first_content(took, now);
         }
@@ -187,16 +199,16 @@ impl Condition {
     ) -> After {
         let terms = Terms::of(rules);
         let mut inner = self.inner.lock();
-        if awaited {
-            inner.pace.ended_without();
-        }
         if !inner.gate.is_current(pass) {
             return After::Late;
+        }
+        if awaited {
+            inner.pace.ended_without();
         }
         let change = match verdict {
             Verdict::Good => inner.gate.succeeded(pass, now, terms),
             Verdict::Bad => inner.gate.failed(pass, now, terms, self.roll()),
-            Verdict::Doubtful | Verdict::Nothing => {
+            Verdict::Nothing => {
                 inner.gate.give_back(pass);
                 None
             }
@@ -214,8 +226,9 @@ impl Condition {
         };
         match verdict {
             Verdict::Good => inner.window.record(true, now, rules.window),
-            Verdict::Bad | Verdict::Doubtful => {
+            Verdict::Bad => {
                 inner.window.record(false, now, rules.window);
+                self.show_errors(inner.window.tally(now));
                 return After::Suspect;
             }
             Verdict::Nothing | Verdict::Leave(_) => {}
@@ -241,7 +254,7 @@ impl Condition {
             return;
         }
         let mut inner = self.inner.lock();
-        if awaited {
+        if awaited && inner.gate.is_current(pass) {
             inner.pace.ended_without();
         }
         inner.gate.give_back(pass);
@@ -250,11 +263,18 @@ impl Condition {
     /// What it has shown, beside its peers.
     pub fn look(&self, now: Instant) -> Look {
         let inner = self.inner.lock();
+        let tally = inner.window.tally(now);
+        self.show_errors(tally);
         Look {
             streak: inner.window.streak(),
-            tally: inner.window.tally(now),
+            tally,
             pace: inner.pace.estimate(now),
             out: inner.gate.is_out() || inner.drained.is_some(),
+            ejected: inner.gate.is_out()
+                && matches!(
+                    inner.gate.reason(),
+                    Some(Reason::Failures | Reason::Errors | Reason::Slow)
+                ),
             ramping: matches!(inner.gate.phase(), Phase::Ramp { .. }),
         }
     }
@@ -296,9 +316,26 @@ impl Condition {
         }
     }
 
+    /// The same, if it is out without an end.
+    pub fn welcome_unending(&self, reason: Reason, now: Instant, terms: Terms) {
+        let mut inner = self.inner.lock();
+        if inner.gate.phase() == (Phase::Out { until: None })
+            && let Some(change) = inner.gate.welcome(reason, now, terms)
+        {
+            self.changed(&mut inner, change, now, "");
+        }
+    }
+
+    /// In, wanted and not strained?
+    pub fn is_plain(&self) -> bool {
+        self.plain.load(Ordering::Acquire)
+    }
+
     /// Its failures were somebody else's.
     pub fn forgive(&self) {
-        self.inner.lock().window.forgive();
+        let mut inner = self.inner.lock();
+        inner.window.forgive();
+        self.show_errors(Tally::default());
     }
 
     /// Goes on to where time alone takes it. `unending` ends as well what has no end.
@@ -389,7 +426,12 @@ impl Condition {
         // What was before says nothing of what comes.
         if change.to != Phase::In {
             inner.window.forget();
+            self.show_errors(Tally::default());
             inner.pace.forget(now);
+            if matches!(change.to, Phase::Out { .. }) {
+                // Whoever still waits was let through before.
+                inner.pace.forget_waiting();
+            }
             inner.strained = None;
         }
         self.refresh(inner);
@@ -404,6 +446,16 @@ impl Condition {
         };
         let to = phase_word(self.teller.kind, change.to, inner.gate.reason());
         self.tell(level, what, to, change.reason, detail);
+    }
+
+    /// To be called under the lock.
+    fn show_errors(&self, tally: Tally) {
+        let share = u64::from(tally.bad) * 1_000 / u64::from(tally.total().max(1));
+        let errors = match tally.total() >= ENOUGH {
+            true => u32::try_from(share).unwrap_or(1_000),
+            false => 0,
+        };
+        self.errors.store(errors, Ordering::Relaxed);
     }
 
     fn refresh(&self, inner: &Inner) {

@@ -86,7 +86,7 @@ impl EndpointState {
             // Nobody will ask after it: it is tried again, and counted anew.
             *record = Record::default();
         }
-        drop(record);
+        // The record is held over what follows, or an older result could have the last word.
         match change {
             Some(Transition::BecameUnhealthy) if watch.checked => {
                 self.condition
@@ -101,6 +101,18 @@ impl EndpointState {
                     .welcome(Reason::Checks, heard.text, now, watch.terms);
             }
             None => {}
+        }
+    }
+
+    /// Lets it back in if it is out without end and its record is good: no result would any more.
+    pub fn reconcile(&self, watch: Watch, now: Instant) {
+        if self.condition.is_plain() {
+            return;
+        }
+        let record = self.record.lock();
+        if watch.checked && record.is_healthy() {
+            self.condition
+                .welcome_unending(Reason::Checks, now, watch.terms);
         }
     }
 
@@ -202,6 +214,32 @@ mod tests {
             assert_eq!(standing(much_later), expected);
             state.record(heard(true), watch, much_later);
             assert_ne!(standing(much_later), Standing::Closed);
+        }
+    }
+
+    #[test]
+    fn who_is_out_without_end_comes_back_while_its_record_is_good() {
+        let now = Instant::now();
+        let watch = Watch {
+            thresholds: Thresholds {
+                healthy_after: 1,
+                unhealthy_after: 1,
+            },
+            checked: true,
+            terms: Terms::of(None),
+        };
+        let bad = Heard {
+            good: false,
+            reason: Reason::Checks,
+            text: "",
+        };
+        let [apart, together] = [state(), state()];
+        apart.condition.leave_until(Reason::Checks, "", None, now);
+        together.record(bad, watch, now);
+        for (state, closed) in [(apart, false), (together, true)] {
+            state.reconcile(watch, now);
+            let standing = state.condition.standing(now, watch.terms);
+            assert_eq!(standing == Standing::Closed, closed);
         }
     }
 

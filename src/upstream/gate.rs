@@ -12,6 +12,9 @@ pub const FULL_SHARE: u32 = 1_000;
 const FIRST_SHARE: u32 = 100;
 /// A time out is up to so many thousandths shorter or longer, so that not all come back at once.
 const JITTER: u64 = 200;
+/// A probe that has shown nothing for so long no longer keeps the next from being sent: it may be an
+/// unstreamed request at somebody silent, which is waited for for minutes.
+pub(super) const PROBE_COUNTS: Duration = Duration::from_secs(20);
 /// Until a probe's end is known, nobody can tell when the next may go; this is what is said.
 const PROBE_TIME: Duration = Duration::from_secs(1);
 /// Without rules for outliers: the time out after the provider's verdict.
@@ -157,6 +160,8 @@ pub struct Gate {
     serial: u32,
     /// Requests under way that try it.
     probing: u32,
+    /// When the latest of them was let through.
+    probed: Instant,
     /// Times out since it was last in.
     times: u32,
 }
@@ -169,6 +174,7 @@ impl Gate {
             reason: None,
             serial: 0,
             probing: 0,
+            probed: now,
             times: 0,
         }
     }
@@ -200,8 +206,8 @@ impl Gate {
             },
             Phase::Out { until: Some(until) } if until <= now => Standing::Probe,
             Phase::Out { .. } => Standing::Closed,
-            Phase::HalfOpen if self.probing < terms.probes => Standing::Probe,
-            Phase::HalfOpen => Standing::Closed,
+            Phase::HalfOpen if self.is_taken(now, terms) => Standing::Closed,
+            Phase::HalfOpen => Standing::Probe,
             Phase::Ramp { until } => Standing::Open {
                 permille: share(until.saturating_duration_since(now), terms.ramp),
             },
@@ -212,7 +218,7 @@ impl Gate {
     pub fn opens_in(&self, now: Instant, terms: Terms) -> Option<Duration> {
         match self.phase {
             Phase::Out { until } => Some(until?.saturating_duration_since(now)),
-            Phase::HalfOpen if self.probing >= terms.probes => Some(PROBE_TIME),
+            Phase::HalfOpen if self.is_taken(now, terms) => Some(PROBE_TIME),
             Phase::In | Phase::HalfOpen | Phase::Ramp { .. } => Some(Duration::ZERO),
         }
     }
@@ -234,14 +240,17 @@ impl Gate {
     }
 
     /// Lets a request through; `None` if it may not. To be called after [`Gate::advance`].
-    pub fn admit(&mut self, terms: Terms) -> Option<Pass> {
+    pub fn admit(&mut self, now: Instant, terms: Terms) -> Option<Pass> {
         let probe = match self.phase {
             Phase::In | Phase::Ramp { .. } => false,
             Phase::Out { .. } => return None,
-            Phase::HalfOpen if self.probing >= terms.probes => return None,
+            Phase::HalfOpen if self.is_taken(now, terms) => return None,
             Phase::HalfOpen => true,
         };
-        self.probing += u32::from(probe);
+        if probe {
+            self.probing = self.probing.saturating_add(1);
+            self.probed = now;
+        }
         Some(Pass::new(self.serial, probe))
     }
 
@@ -278,7 +287,7 @@ impl Gate {
     pub fn leave(&mut self, reason: Reason, now: Instant, terms: Terms, seed: u64) -> Change {
         let doublings = self.times.min(31);
         let pause = terms.first.saturating_mul(1 << doublings);
-        let pause = jittered(pause.min(terms.longest), seed);
+        let pause = jittered(pause.min(terms.longest), seed).min(terms.longest);
         self.go(reason, Some(now + pause), now)
     }
 
@@ -305,6 +314,12 @@ impl Gate {
     /// It is known to be well: back by the ramp.
     pub fn welcome(&mut self, reason: Reason, now: Instant, terms: Terms) -> Option<Change> {
         self.is_out().then(|| self.rise(reason, now, terms))
+    }
+
+    /// Do as many try it as may?
+    fn is_taken(&self, now: Instant, terms: Terms) -> bool {
+        let fresh = now.saturating_duration_since(self.probed) < PROBE_COUNTS;
+        self.probing >= terms.probes && fresh
     }
 
     fn go(&mut self, reason: Reason, until: Option<Instant>, now: Instant) -> Change {

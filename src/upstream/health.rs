@@ -33,6 +33,10 @@ impl Default for Record {
 }
 
 impl Record {
+    pub fn is_healthy(&self) -> bool {
+        self.healthy
+    }
+
     /// Counts one result, of a check or of live traffic.
     pub fn record(&mut self, good: bool, thresholds: Thresholds) -> Option<Transition> {
         if good == self.healthy {

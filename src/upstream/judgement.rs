@@ -75,6 +75,7 @@ impl Pool {
         for slot in &self.endpoints {
             // Whom the checks took out before they were switched off.
             slot.state.condition.advance(!self.is_watched(), now);
+            slot.state.reconcile(self.watch(), now);
         }
         let Some(rules) = &self.settings.outlier else {
             self.conditions()

@@ -84,6 +84,7 @@ const NOBODY_KNOWS: Duration = Duration::from_secs(30);
 const PATIENCE: u64 = 8;
 const SHORTEST_PROBE: Duration = Duration::from_secs(2);
 const LONGEST_PROBE: Duration = Duration::from_secs(20);
+const ALONE: Duration = Duration::from_secs(3_600);
 /// So many accounts or endpoints are looked at without memory of their own.
 const FEW: usize = 16;
 
@@ -124,10 +125,11 @@ impl Lane {
     /// The same without regard to those who wait.
     pub(super) fn take(self: &Arc<Self>, wish: &Wish, now: Instant) -> Result<Chosen, NoChoice> {
         let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-        let random = affinity::mix(turn as u64 ^ self.pool.seed);
+        let mut random = affinity::mix(turn as u64 ^ self.pool.seed);
         // Between looking and taking, another request may have taken the last place: look again.
         for _ in 0..=self.places.len() + self.pool.endpoints.len() {
             let (account, endpoint) = self.pick(wish, random, now)?;
+            random = affinity::mix(random);
             let place = self.places.get(account).ok_or(NoChoice::Exhausted)?;
             let slot = self.pool.endpoints.get(endpoint);
             let slot = slot.ok_or(NoChoice::Exhausted)?;
@@ -239,15 +241,6 @@ impl Lane {
         shortest(&mut accounts).max(shortest(&mut endpoints))
     }
 
-    /// Could somebody be asked now: an endpoint and an account that are in, or may be tried?
-    pub fn is_ready(&self, now: Instant) -> bool {
-        let reachable = |(slot, breaker): (&EndpointSlot, Option<&SharedBreaker>)| {
-            slot.state.address_count() > 0
-                && self.endpoint_standing(slot, breaker, None, now) != Standing::Closed
-        };
-        self.endpoints().any(reachable) && self.awake(now).next().is_some()
-    }
-
     /// Is there an account beside this one that could take a request over now?
     pub(super) fn has_another(&self, own: usize, tried: &Tried, now: Instant) -> bool {
         let mut accounts = self.accounts().enumerate();
@@ -320,8 +313,12 @@ impl Lane {
     }
 
     /// How long somebody who is tried out may take until the first content: some times as long as
-    /// the others take. A tenant waits for it.
+    /// the others take. A tenant waits for it. Where nobody else could take over, it is an hour: to
+    /// give up would help nobody.
     pub fn probe_time(&self, account: usize, now: Instant) -> Duration {
+        if !self.has_somebody_well(now) {
+            return ALONE;
+        }
         let others = self.places.iter().enumerate();
         let others = others.filter(|(index, _)| *index != account);
         let known = others.map(|(_, place)| place.latency.estimate(now));
@@ -329,6 +326,21 @@ impl Lane {
         let time = usual.map(|micros| Duration::from_micros(micros.saturating_mul(PATIENCE)));
         time.unwrap_or(LONGEST_PROBE)
             .clamp(SHORTEST_PROBE, LONGEST_PROBE)
+    }
+
+    /// Are an account and an endpoint plainly open? Whoever is tried out is not.
+    fn has_somebody_well(&self, now: Instant) -> bool {
+        let is_open = |standing| matches!(standing, Standing::Open { .. });
+        let account = self.accounts().any(|(slot, place)| {
+            is_open(slot.state.condition.standing(now, self.pool.terms))
+                && !place.rest.is_resting(now)
+        });
+        let mut endpoints = self.endpoints();
+        account
+            && endpoints.any(|(slot, breaker)| {
+                is_open(self.endpoint_standing(slot, breaker, None, now))
+                    && slot.state.address_count() > 0
+            })
     }
 
     /// How many accounts it can choose from.
@@ -443,6 +455,7 @@ impl Lane {
             priority: slot.priority,
             weight: slot.weight,
             latency: place.latency.estimate(now),
+            errors: slot.state.condition.errors(),
             standing: wish.sees(slot.state.condition.standing(now, self.pool.terms)),
             limited: place.rest.is_resting(now),
             tried: !wish.allows(index),
@@ -463,6 +476,7 @@ impl Lane {
                 priority: slot.settings.priority,
                 weight: slot.settings.weight,
                 latency: slot.state.latency.estimate(now),
+                errors: slot.state.condition.errors(),
                 standing: wish.sees(self.endpoint_standing(slot, breaker, wish.caller, now)),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
                 tried: wish.tried.endpoints.contains(&index),

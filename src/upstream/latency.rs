@@ -1,8 +1,10 @@
 //! What first content takes at somebody, as the one number that choosing goes by: the peak EWMA of
 //! the latest times, or the silence in which it is waited for now, if that is longer.
 //!
-//! Bad news counts at once and fades: a higher time replaces the mean, lower ones draw it down over
-//! ten seconds. The silence makes somebody who has stalled dear long before a deadline is over.
+//! Bad news counts at once and fades: a higher time replaces the mean, which fades over ten seconds,
+//! with traffic or without: who is dear is asked no more, and could not show that it is well again.
+//! A silence in which several wait makes somebody who has stalled dear long before a deadline is
+//! over.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,12 @@ use parking_lot::Mutex;
 
 /// How long a peak takes to fade to a third.
 const FADING: Duration = Duration::from_secs(10);
+/// What was seen longer ago says nothing of now.
+const FRESH: Duration = Duration::from_secs(60);
+/// In microseconds. What has faded to less is nothing to go by.
+const LEAST: f64 = 1_000.0;
+/// As many must wait for a silence to say something: one may be a long prompt, or queued there.
+const WAITING: u32 = 3;
 
 /// The first contents of one account's model, or of one endpoint.
 #[derive(Debug)]
@@ -54,7 +62,7 @@ impl Latency {
         let past = now.saturating_duration_since(seen.moved).as_secs_f64();
         let kept = (-past / FADING.as_secs_f64()).exp();
         seen.mean = match seen.mean {
-            mean if sample >= mean => sample,
+            mean if sample >= mean || past >= FRESH.as_secs_f64() => sample,
             mean => mean * kept + sample * (1.0 - kept),
         };
         seen.moved = now;
@@ -75,11 +83,26 @@ impl Latency {
     pub fn estimate(&self, now: Instant) -> u64 {
         let seen = self.0.lock();
         let silence = match seen.awaited {
-            0 => 0.0,
+            0..WAITING => 0.0,
             _ => micros(now.saturating_duration_since(seen.heard)),
         };
         // A silence shorter than the usual is none.
-        seen.mean.max(silence).min(1e15) as u64
+        seen.faded(now).max(silence).min(1e15) as u64
+    }
+}
+
+impl Seen {
+    /// What is left of the mean; 0 if nothing to go by.
+    fn faded(&self, now: Instant) -> f64 {
+        let past = now.saturating_duration_since(self.moved);
+        if past.is_zero() {
+            return self.mean;
+        }
+        let left = self.mean * (-past.as_secs_f64() / FADING.as_secs_f64()).exp();
+        if past >= FRESH || left < LEAST {
+            return 0.0;
+        }
+        left
     }
 }
 
@@ -123,17 +146,29 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_counts_while_somebody_waits() {
+    fn a_peak_fades_without_traffic_too() {
         let start = Instant::now();
         let latency = Latency::new(start);
         latency.began(start);
-        latency.first_content(MS * 100, start);
-        assert_eq!(latency.estimate(start + MS * 5_000), 100_000);
+        latency.first_content(MS * 20_000, start);
+        let later = latency.estimate(start + FADING);
+        assert!((7_000_000..7_500_000).contains(&later), "{later}");
+        assert_eq!(latency.estimate(start + FRESH), 0);
+        latency.began(start + FRESH);
+        latency.first_content(MS * 2, start + FRESH);
+        assert_eq!(latency.estimate(start + FRESH + FADING), 0);
+    }
+
+    #[test]
+    fn a_silence_counts_while_several_wait() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
         latency.began(start + MS * 5_000);
+        latency.began(start + MS * 6_900);
+        assert_eq!(latency.estimate(start + MS * 7_000), 0);
         latency.began(start + MS * 6_900);
         assert_eq!(latency.estimate(start + MS * 7_000), 2_000_000);
         latency.ended_without();
-        latency.ended_without();
-        assert_eq!(latency.estimate(start + MS * 8_000), 100_000);
+        assert_eq!(latency.estimate(start + MS * 8_000), 0);
     }
 }

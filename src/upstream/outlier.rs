@@ -27,6 +27,8 @@ pub struct Look {
     pub pace: Option<Duration>,
     /// Left out already, or tried again: no peer to be measured by.
     pub out: bool,
+    /// Out for being out of line, not by the operator, the provider or checks.
+    pub ejected: bool,
     /// Just back: little is needed to leave again.
     pub ramping: bool,
 }
@@ -73,11 +75,13 @@ pub fn strained(rules: &Outlier, own: usize, group: &[Look]) -> Option<Reason> {
     is_slow(look, peers(own, group), rules.slow_factor, 2).then_some(Reason::Slow)
 }
 
-/// May one more of the group be left out?
+/// May one more of the group be left out? Whoever is out for another reason takes nothing from the
+/// share, but the last one that is in stays.
 pub fn may_leave(rules: &Outlier, group: &[Look]) -> bool {
-    let out = group.iter().filter(|look| look.out).count();
+    let count = |which: fn(&Look) -> bool| group.iter().filter(|look| which(look)).count();
     let percent = usize::try_from(rules.max_ejected_percent.min(100)).unwrap_or(0);
-    out < group.len().saturating_mul(percent) / 100
+    let most = group.len().saturating_mul(percent) / 100;
+    count(|look| look.ejected) < most && count(|look| !look.out) > 1
 }
 
 fn has_streak(rules: &Outlier, look: &Look) -> bool {
@@ -234,6 +238,24 @@ mod tests {
         assert_eq!([found(1), found(2)], [None, Some(Reason::Failures)]);
     }
 
+    #[test]
+    fn who_is_drained_takes_nothing_from_the_share_but_the_last_one_stays() {
+        let rules = Outlier::default();
+        let well = look(9, 0, 0);
+        let ejected = Look {
+            ejected: true,
+            ..out(look(0, 9, 9))
+        };
+        for (group, expected) in [
+            ([out(well), well, well], true),
+            ([out(well), out(well), well], false),
+            ([ejected, well, well], false),
+            ([out(well); 3], false),
+        ] {
+            assert_eq!(may_leave(&rules, &group), expected, "{group:?}");
+        }
+    }
+
     proptest! {
         /// Whatever the group: no more leave than may, and somebody alone never does.
         #[test]
@@ -246,6 +268,7 @@ mod tests {
             let mut left = 0;
             while may_leave(&rules, &group) {
                 group[left].out = true;
+                group[left].ejected = true;
                 left += 1;
             }
             prop_assert!(left * 100 <= count * percent as usize);

@@ -82,6 +82,11 @@ impl Pace {
         self.heard = now;
     }
 
+    /// Those who wait are none of those that count; nothing more is told of them.
+    pub fn forget_waiting(&mut self) {
+        self.waiting = 0;
+    }
+
     fn expire(&mut self, now: Instant) {
         if self.waiting == 0 && now.saturating_duration_since(self.heard) >= FRESH {
             self.forget(now);

@@ -12,6 +12,7 @@ fn acc(in_flight: u32, ceiling: Option<u32>) -> AccountView {
         priority: 0,
         weight: 1,
         latency: 100_000,
+        errors: 0,
         standing: OPEN,
         limited: false,
         tried: false,
@@ -24,6 +25,7 @@ fn end(in_flight: u32, priority: u32, standing: Standing) -> EndpointView {
         priority,
         weight: 1,
         latency: 0,
+        errors: 0,
         standing,
         full: false,
         tried: false,
@@ -57,6 +59,27 @@ fn of_two_the_one_where_content_is_nearer_wins() {
     // The one with more room below its ceiling.
     let nearly = acc(90, Some(100));
     assert_eq!(chosen(&[nearly, acc(90, Some(2500))], None), all_to(1, 2));
+}
+
+#[test]
+fn whoever_fails_at_once_does_not_look_like_the_best() {
+    let failing = |errors| AccountView {
+        errors,
+        latency: 20_000,
+        ..acc(0, None)
+    };
+    assert_eq!(chosen(&[acc(2, None), failing(0)], None), all_to(1, 2));
+    let views = [acc(2, None), failing(1_000)];
+    assert_eq!(chosen(&views, None), all_to(0, 2));
+    assert_eq!(chosen(&views, home(1)), all_to(0, 2));
+    let all = [failing(1_000), failing(1_000)];
+    assert_eq!(chosen(&all, home(1)), all_to(1, 2));
+    let ends = [end(2, 0, OPEN), end(0, 0, OPEN)];
+    let [well, ill] = ends.map(|view| EndpointView {
+        errors: view.in_flight.abs_diff(2) * 400,
+        ..view
+    });
+    assert_eq!(endpoint(&[well, ill], 5), Ok(0));
 }
 
 #[test]
@@ -307,6 +330,7 @@ fn any_account() -> impl Strategy<Value = AccountView> {
                     priority,
                     weight,
                     latency,
+                    errors: (latency % 1_001) as u32,
                     standing,
                     limited,
                     tried,

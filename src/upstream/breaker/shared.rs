@@ -57,7 +57,7 @@ impl SharedBreaker {
     pub fn admit(&self, caller: Option<Caller>, now: Instant, rules: &Rules) -> Option<Pass> {
         let mut inner = self.inner.lock();
         let change = inner.advance(now);
-        let pass = inner.admit(caller, rules);
+        let pass = inner.admit(caller, now, rules);
         self.changed(&inner, change);
         pass
     }

@@ -118,11 +118,9 @@ fn the_providers_verdict_holds_without_rules_and_for_the_last_account_too() {
     assert_eq!((account(&lane, 0), endpoint(&lane, 0)), ("good", "healthy"));
     send(&lane, 0, refused(402), now);
     assert_eq!(account(&lane, 0), "unpaid");
-    assert!(!lane.is_ready(now));
     let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
     assert!(matches!(closed, NoChoice::Closed { .. }));
     let later = now + 40 * SECOND;
-    assert!(lane.is_ready(later));
     send(&lane, 0, Outcome::Complete, later);
     assert_eq!(account(&lane, 0), "good");
 }
@@ -154,7 +152,6 @@ fn all_fail_alike(class: FailureClass) {
     let closed = lane.choose(&Wish::default(), now).map(|_| ()).unwrap_err();
     assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in <= 6 * SECOND));
     let later = now + 6 * SECOND;
-    assert!(lane.is_ready(later));
     let mut probes: Vec<_> = (0..3)
         .map(|index| lane.choose(&at(index), later).unwrap())
         .collect();
@@ -216,8 +213,29 @@ fn connections_that_fail_take_an_endpoint_out_and_say_nothing_of_accounts() {
         [0, 1].map(|index| endpoint(&lane, index)),
         ["ejected", "healthy"]
     );
-    assert_eq!([0, 1].map(|index| account(&lane, index)), ["good"; 2]);
+    let looks = [0, 1].map(|index| lane.pool.accounts[index].state.condition.look(now));
+    assert!(
+        looks
+            .iter()
+            .all(|look| look.tally.total() == 0 && look.streak == 0)
+    );
     assert_eq!(lane.choose(&Wish::default(), now).unwrap().endpoint, 1);
+}
+
+#[test]
+fn whoever_is_tried_out_has_all_the_time_where_nobody_could_take_over() {
+    let now = Instant::now();
+    let hour = Duration::from_secs(3_600);
+    let lane = lane(with_rules(2, 1));
+    let condition = |index: usize| &lane.pool.accounts[index].state.condition;
+    condition(0).leave(Reason::Failures, "", now, lane.pool.terms);
+    assert!(lane.probe_time(0, now) < hour);
+    condition(1).leave(Reason::Failures, "", now, lane.pool.terms);
+    assert_eq!(lane.probe_time(0, now), hour);
+    let alone = self::lane(with_rules(2, 1));
+    let slot = &alone.pool.endpoints[0].state.condition;
+    slot.leave(Reason::Failures, "", now, alone.pool.terms);
+    assert_eq!(alone.probe_time(0, now), hour);
 }
 
 #[test]
@@ -340,7 +358,7 @@ fn what_one_tenant_asks_for_closes_an_endpoint_to_nobody_else() {
     }
     assert!(lane.choose(&of("bad"), now).is_err());
     assert!(lane.choose(&of("good"), now).is_ok());
-    assert!(lane.is_ready(now) && lane.breakers().all(|(_, shown)| shown.for_one));
+    assert!(lane.breakers().all(|(_, shown)| shown.for_one));
 }
 
 /// A thousand requests a second from `from` on, each tried again elsewhere until it is served.

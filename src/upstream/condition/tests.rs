@@ -79,7 +79,7 @@ fn who_is_drained_takes_nothing_new_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_failed_probe_is_no_suspicion_and_a_doubtful_one_says_nothing() {
+fn a_failed_probe_is_no_suspicion_and_one_that_shows_nothing_decides_nothing() {
     let now = Instant::now();
     let rules = rules();
     let terms = Terms::of(Some(&rules));
@@ -89,8 +89,8 @@ fn a_failed_probe_is_no_suspicion_and_a_doubtful_one_says_nothing() {
     // What was seen before is not held against it again.
     assert_eq!(account.look(now).streak, 0);
     let later = now + 6 * SECOND;
-    let doubtful = account.admit(false, later, terms).unwrap();
-    account.ended(doubtful, Verdict::Doubtful, false, later, Some(&rules));
+    let silent = account.admit(false, later, terms).unwrap();
+    account.ended(silent, Verdict::Nothing, false, later, Some(&rules));
     assert_eq!(account.shown().state, "probing");
     assert_eq!(fail(&account, later), After::Left);
     assert_eq!(account.shown().state, "failing");
@@ -109,6 +109,29 @@ fn an_end_that_comes_late_changes_nothing() {
         let after = account.ended(early, verdict, false, now, Some(&rules));
         assert_eq!((after, account.shown().state), (After::Late, "failing"));
     }
+}
+
+#[test]
+fn stragglers_of_an_outage_do_not_make_who_is_back_slow() {
+    let now = Instant::now();
+    let rules = rules();
+    let terms = Terms::of(Some(&rules));
+    let account = condition(Kind::Account, now);
+    let early = [(); 10].map(|()| account.admit(true, now, terms).unwrap());
+    account.leave(Reason::Slow, "", now, terms);
+    let later = now + 20 * SECOND;
+    account.advance(false, later);
+    let probe = account.admit(true, later, terms).unwrap();
+    account.first_content(probe, Some(SECOND / 10), false, later, terms);
+    for pass in early {
+        account.first_content(pass, Some(20 * SECOND), false, later, terms);
+        account.give_back(pass, true);
+    }
+    assert_eq!(account.shown().state, "ramping");
+    assert_eq!(account.look(later + SECOND).pace, None);
+    // Nor are they counted off from those who wait now.
+    let _now = [(); 3].map(|()| account.admit(true, later, terms).unwrap());
+    assert_eq!(account.look(later + SECOND).pace, Some(SECOND));
 }
 
 #[test]

@@ -24,12 +24,12 @@ fn it_is_out_then_tried_then_back_by_a_ramp() {
     let mut gate = out(start);
     assert_eq!(gate.standing(start + 4 * SECOND, TERMS), Standing::Closed);
     assert_eq!(gate.advance(start + 4 * SECOND), None);
-    assert!(gate.admit(TERMS).is_none());
+    assert!(gate.admit(start, TERMS).is_none());
     assert_eq!(gate.opens_in(start + 2 * SECOND, TERMS), Some(3 * SECOND));
     let now = start + 5 * SECOND;
     assert_eq!(gate.standing(now, TERMS), Standing::Probe);
     assert_eq!(gate.advance(now).map(|it| it.to), Some(Phase::HalfOpen));
-    let probe = gate.admit(TERMS).unwrap();
+    let probe = gate.admit(now, TERMS).unwrap();
     assert!(probe.is_probe());
     let change = gate.succeeded(probe, now, TERMS).unwrap();
     assert!(matches!(change.to, Phase::Ramp { .. }));
@@ -37,7 +37,7 @@ fn it_is_out_then_tried_then_back_by_a_ramp() {
     for (after, permille) in [(0, 100), (5_000, 550), (10_000, 1_000)] {
         assert_eq!(share(after), Standing::Open { permille });
     }
-    assert!(!gate.admit(TERMS).unwrap().is_probe());
+    assert!(!gate.admit(now, TERMS).unwrap().is_probe());
     let full = gate.advance(now + 10 * SECOND).unwrap();
     assert_eq!((full.to, full.reason), (Phase::In, Reason::Time));
     assert_eq!(gate.reason(), None);
@@ -48,12 +48,28 @@ fn so_many_try_it_at_one_time_and_one_that_shows_nothing_makes_room() {
     let start = Instant::now();
     let mut gate = out(start);
     gate.advance(start + 5 * SECOND);
-    let first = gate.admit(TERMS).unwrap();
-    let _second = gate.admit(TERMS).unwrap();
-    assert!(gate.admit(TERMS).is_none());
+    let first = gate.admit(start + 5 * SECOND, TERMS).unwrap();
+    let _second = gate.admit(start + 5 * SECOND, TERMS).unwrap();
+    assert!(gate.admit(start + 5 * SECOND, TERMS).is_none());
     assert_eq!(gate.standing(start + 5 * SECOND, TERMS), Standing::Closed);
     gate.give_back(first);
-    assert!(gate.admit(TERMS).is_some());
+    assert!(gate.admit(start + 5 * SECOND, TERMS).is_some());
+}
+
+#[test]
+fn probes_that_show_nothing_for_long_do_not_keep_the_next_from_being_sent() {
+    let start = Instant::now() + 5 * SECOND;
+    let mut gate = out(start - 5 * SECOND);
+    gate.advance(start);
+    let silent = [(); 2].map(|()| gate.admit(start, TERMS).unwrap());
+    let closed = start + PROBE_COUNTS - SECOND;
+    assert_eq!(gate.standing(closed, TERMS), Standing::Closed);
+    let now = start + PROBE_COUNTS;
+    assert_eq!(gate.standing(now, TERMS), Standing::Probe);
+    let probe = gate.admit(now, TERMS).unwrap();
+    assert!(gate.admit(now, TERMS).is_none());
+    silent.into_iter().for_each(|pass| gate.give_back(pass));
+    assert!(gate.succeeded(probe, now, TERMS).is_some());
 }
 
 #[test]
@@ -65,7 +81,7 @@ fn it_doubles_with_each_failed_probe_up_to_the_longest() {
         assert_eq!(gate.standing(closed, TERMS), Standing::Closed);
         now += seconds * SECOND;
         gate.advance(now);
-        let probe = gate.admit(TERMS).unwrap();
+        let probe = gate.admit(now, TERMS).unwrap();
         let change = gate.failed(probe, now, TERMS, EVEN).unwrap();
         assert_eq!(change.reason, Reason::Probe);
         assert_eq!(gate.reason(), Some(Reason::Failures));
@@ -73,7 +89,7 @@ fn it_doubles_with_each_failed_probe_up_to_the_longest() {
     // Once it was in, it begins anew.
     now += 30 * SECOND;
     gate.advance(now);
-    let probe = gate.admit(TERMS).unwrap();
+    let probe = gate.admit(now, TERMS).unwrap();
     let _ = gate.succeeded(probe, now, TERMS);
     now += TERMS.ramp;
     gate.advance(now);
@@ -85,16 +101,16 @@ fn it_doubles_with_each_failed_probe_up_to_the_longest() {
 fn whoever_was_let_through_before_it_left_changes_nothing_after() {
     let start = Instant::now();
     let mut gate = Gate::new(start);
-    let early = gate.admit(TERMS).unwrap();
+    let early = gate.admit(start + 5 * SECOND, TERMS).unwrap();
     let _ = gate.leave(Reason::Failures, start, TERMS, EVEN);
     assert!(!gate.is_current(early));
     gate.advance(start + 5 * SECOND);
-    let stale = gate.admit(TERMS).unwrap();
+    let stale = gate.admit(start + 5 * SECOND, TERMS).unwrap();
     let _ = gate.leave(Reason::Refused, start + 5 * SECOND, TERMS, EVEN);
     gate.advance(start + 30 * SECOND);
-    let probes = [gate.admit(TERMS).unwrap(), gate.admit(TERMS).unwrap()];
+    let probes = [(); 2].map(|()| gate.admit(start + 30 * SECOND, TERMS).unwrap());
     gate.give_back(stale);
-    assert!(gate.admit(TERMS).is_none());
+    assert!(gate.admit(start + 30 * SECOND, TERMS).is_none());
     assert_eq!(gate.succeeded(stale, start + 30 * SECOND, TERMS), None);
     assert!(
         gate.succeeded(probes[0], start + 30 * SECOND, TERMS)
@@ -180,7 +196,10 @@ proptest! {
                     gate.advance(now);
                 }
                 Step::Ask => {
-                    let pass = gate.admit(TERMS);
+                    let fresh = now - gate.probed < PROBE_COUNTS;
+                    let taken = fresh && gate.probing >= TERMS.probes;
+                    let pass = gate.admit(now, TERMS);
+                    prop_assert!(!(taken && pass.is_some_and(Pass::is_probe)));
                     let out = matches!(before, Phase::Out { .. });
                     let slipped = out && pass.is_some();
                     prop_assert!(!slipped);
@@ -206,7 +225,6 @@ proptest! {
             }
             let probing = under_way.iter().filter(|pass| pass.probe && gate.is_current(**pass));
             let probing = u32::try_from(probing.count()).unwrap();
-            prop_assert!(probing <= TERMS.probes);
             if gate.phase() == Phase::HalfOpen {
                 prop_assert_eq!(gate.probing, probing);
             }

@@ -423,13 +423,15 @@ fn a_429_rests_an_account_for_the_model_that_was_asked_for_alone() {
     let now = Instant::now();
     let minute = Duration::from_secs(60);
     first.rest(0, now, minute);
-    assert_eq!((first.is_ready(now), second.is_ready(now)), (false, true));
+    let rests = |lane: &Lane, at| lane.rests(at).any(|rests| rests);
+    assert_eq!((rests(&first, now), rests(&second, now)), (true, false));
     // It outlives a reload, and ends by itself.
     let [newer, _] = lanes(&registry, upstream(&[5], &[None]), 10);
     assert!(newer.rests(now).all(|resting| resting));
-    assert!(newer.is_ready(now + minute));
+    assert!(!rests(&newer, now + minute));
     newer.pool.accounts[0].state.set_unpaid(now);
-    assert!(!second.is_ready(now));
+    let closed = choose(&second).unwrap_err();
+    assert!(matches!(closed, NoChoice::Closed { .. }));
 }
 
 #[tokio::test]
