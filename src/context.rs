@@ -322,6 +322,11 @@ impl Context {
         self.request_id.to_str().unwrap_or_default()
     }
 
+    /// Has content of a stream come from the attempt under way, or the last?
+    pub fn has_spoken(&self) -> bool {
+        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().first_content)
+    }
+
     pub fn usage(&self) -> Option<Usage> {
         match &self.answer.watch {
             Watch::Stream(scanner) => scanner.seen().usage,

@@ -45,6 +45,8 @@ pub struct Attempts {
 pub struct Broken {
     pub names: Names,
     pub usage: Usage,
+    /// Content came, whether it could be counted or not.
+    pub spoke: bool,
 }
 
 /// Where an attempt went, by name.
@@ -90,6 +92,13 @@ pub struct Attempt {
     pub sent: bool,
     /// An answer's head came in: the connection was alive.
     pub answered: bool,
+}
+
+impl Broken {
+    /// Is there anything to be billed? Not if the upstream never began.
+    pub fn took_something(&self) -> bool {
+        self.spoke || self.usage.completion > 0 || self.usage.prompt > 0
+    }
 }
 
 impl Attempts {

@@ -81,6 +81,7 @@ impl Gateway {
         let broken = std::mem::take(&mut ctx.attempts.broken);
         let broken: Vec<_> = broken
             .iter()
+            .filter(|it| it.took_something())
             .map(|it| (&it.names, self.weigh_broken(ctx, &admitted, it)))
             .collect();
         let all = broken.iter().map(|(_, charge)| charge).chain(&charge);
@@ -206,8 +207,29 @@ impl Gateway {
                 .with_label_values(&labels)
                 .inc_by(saved);
         }
-        if charge.estimated {
-            metrics.usage_estimated.with_label_values(&labels).inc();
+        if !charge.estimated {
+            self.count_tokens(tenant.as_str(), model, charge.usage);
+            return;
+        }
+        metrics.usage_estimated.with_label_values(&labels).inc();
+        if !charge.cut {
+            let upstream = [last.upstream.as_str()];
+            metrics.usage_missing.with_label_values(&upstream).inc();
+        }
+    }
+
+    fn count_tokens(&self, tenant: &str, model: &str, usage: Usage) {
+        let kinds = [
+            ("prompt", usage.prompt),
+            ("cached", usage.cached),
+            ("completion", usage.completion),
+            ("reasoning", usage.reasoning),
+        ];
+        for (kind, count) in kinds {
+            self.metrics
+                .tokens
+                .with_label_values(&[tenant, model, kind])
+                .inc_by(count);
         }
     }
 }
@@ -254,13 +276,16 @@ fn guess(outcome: &Outcome, asked: u64, most: Option<u64>) -> Usage {
 
 /// Reads what the stages have left behind.
 fn outcome(ctx: &Context, sent: u64) -> Outcome {
-    if ctx.answer.status >= 400 {
-        // Whatever came, the caller got an error.
+    if ctx.answer.status >= 400 || ctx.answer.degraded {
+        // Whatever came, the caller got an error, or words of ours.
         return Outcome::default();
     }
     let whole = ctx.answer.complete;
     // The client left while the upstream was at work. An attempt that failed has ended before.
     let left = ctx.client_gone && ctx.attempts.left_at_work;
+    // What came before the attempt that is weighed is on others' bills.
+    let before = ctx.answer.resumption.as_ref().map_or(0, |it| it.before);
+    let sent = sent.saturating_sub(u64::try_from(before).unwrap_or(u64::MAX));
     match &ctx.answer.watch {
         Watch::Stream(scanner) => {
             let seen = scanner.seen();

@@ -10,7 +10,6 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::charge::Charge;
 use crate::context::{Context, Watch};
-use crate::relay::usage::Usage;
 use crate::telemetry::access_log::{Ending, Line, TARGET, Tried, millis};
 
 impl Gateway {
@@ -35,13 +34,13 @@ impl Gateway {
             connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
         }
         let charge = self.charge(ctx, session.body_bytes_sent() as u64);
-        self.count(ctx, ending, now, charge.as_ref());
+        self.count(ctx, ending, now);
         if ctx.snapshot.settings.logging.access {
             self.line(session, ctx, ending, now, charge.as_ref());
         }
     }
 
-    fn count(&self, ctx: &Context, ending: Ending, now: Instant, charge: Option<&Charge>) {
+    fn count(&self, ctx: &Context, ending: Ending, now: Instant) {
         let metrics = &self.metrics;
         let surface = ctx.surface().map_or("none", |surface| surface.name());
         let model = ctx.model().unwrap_or_default();
@@ -98,28 +97,6 @@ impl Gateway {
                 .time_to_first_token
                 .with_label_values(&[model, upstream])
                 .observe(waited);
-        }
-        match charge {
-            Some(charge) if !charge.estimated => self.count_tokens(tenant, model, charge.usage),
-            Some(charge) if !charge.cut => {
-                metrics.usage_missing.with_label_values(&[upstream]).inc()
-            }
-            Some(_) | None => {}
-        }
-    }
-
-    fn count_tokens(&self, tenant: &str, model: &str, usage: Usage) {
-        let kinds = [
-            ("prompt", usage.prompt),
-            ("cached", usage.cached),
-            ("completion", usage.completion),
-            ("reasoning", usage.reasoning),
-        ];
-        for (kind, count) in kinds {
-            self.metrics
-                .tokens
-                .with_label_values(&[tenant, model, kind])
-                .inc_by(count);
         }
     }
 

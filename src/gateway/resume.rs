@@ -196,6 +196,7 @@ impl Gateway {
     fn leave_to_the_next(&self, ctx: &mut Context) {
         let names = ctx.attempts.last_names().cloned();
         let prompt = ctx.usage().map(|usage| usage.prompt);
+        let spoke = ctx.has_spoken();
         let taken = ctx.behind.as_ref().map_or(0, Behind::taken);
         let Some(resumption) = &mut ctx.answer.resumption else {
             return;
@@ -209,7 +210,11 @@ impl Gateway {
                 completion,
                 ..Usage::default()
             };
-            ctx.attempts.broken.push(Broken { names, usage });
+            ctx.attempts.broken.push(Broken {
+                names,
+                usage,
+                spoke,
+            });
         }
         // What was given out together with the break was not passed on.
         let lost = resumption.given.saturating_sub(taken);
@@ -218,6 +223,7 @@ impl Gateway {
         let lost = unsure.get(from..).unwrap_or_default();
         resumption.owed = [lost, &resumption.owed].concat().into();
         resumption.given = taken;
+        resumption.before = taken;
         resumption.transcript.cut();
         resumption.rewriter = Some(Rewriter::new(&resumption.transcript));
         resumption.made += 1;
