@@ -36,7 +36,7 @@ use crate::upstream::clocks::Clocks;
 use crate::upstream::pool::{Lane, Wish};
 
 pub use answer::{Answer, Resumption, Watch};
-pub use attempts::{Attempt, Attempts, Broken, Names, Step, Try};
+pub use attempts::{Attempt, Attempts, Broken, Names, Place, Step, Try};
 
 /// Everything known of one request.
 pub struct Context {

@@ -82,7 +82,7 @@ impl Gateway {
         let broken: Vec<_> = broken
             .iter()
             .filter(|it| it.took_something())
-            .map(|it| (&it.names, self.weigh_broken(ctx, &admitted, it)))
+            .map(|it| (it.place.names(), self.weigh_broken(ctx, &admitted, it)))
             .collect();
         let all = broken.iter().map(|(_, charge)| charge).chain(&charge);
         let sum = all.fold(None, |sum: Option<Charge>, charge| match sum {
@@ -94,7 +94,7 @@ impl Gateway {
             lease.settle(&used, &now);
         }
         for (names, charge) in &broken {
-            self.post(ctx, names, charge, now.wall);
+            self.post(ctx, *names, charge, now.wall);
         }
         if let (Some(charge), Some(last)) = (&charge, ctx.attempts.last_names()) {
             if broken.is_empty() {
@@ -115,8 +115,8 @@ impl Gateway {
             },
             ..broken.usage
         };
-        let names = &broken.names;
-        let prices = ctx.snapshot.prices.of(&names.upstream, &names.model);
+        let names = broken.place.names();
+        let prices = ctx.snapshot.prices.of(names.upstream, names.model);
         let rates = prices.rates_at(admitted.at);
         Charge {
             usage,
@@ -165,7 +165,7 @@ impl Gateway {
                 guess(&outcome, asked, most)
             }
         };
-        let prices = ctx.snapshot.prices.of(&last.upstream, &last.model);
+        let prices = ctx.snapshot.prices.of(last.upstream, last.model);
         let rates = prices.rates_at(admitted.at);
         Some(Charge {
             usage,
@@ -176,7 +176,7 @@ impl Gateway {
         })
     }
 
-    fn post(&self, ctx: &Context, last: &Names, charge: &Charge, wall: i64) {
+    fn post(&self, ctx: &Context, last: Names<'_>, charge: &Charge, wall: i64) {
         let Some(routed) = ctx.routed() else {
             return;
         };
@@ -186,8 +186,8 @@ impl Gateway {
             at: jiff::Timestamp::from_second(wall).unwrap_or_default(),
             tenant,
             model,
-            upstream: &last.upstream,
-            account: &last.account,
+            upstream: last.upstream,
+            account: last.account,
             usage: charge.usage,
             cut: charge.cut,
             estimated: charge.estimated,

@@ -131,7 +131,7 @@ impl Gateway {
             model: ctx.model(),
             upstream: last.map(|names| names.upstream.as_str()),
             account: last.map(|names| names.account.as_str()),
-            endpoint: last.map(|names| names.endpoint.as_str()),
+            endpoint: last.map(|names| names.endpoint),
             status: ctx.answer.status,
             ending,
             code: ctx.refusal.as_ref().map(|refusal| refusal.code.as_str()),
@@ -172,13 +172,16 @@ fn tries(ctx: &Context) -> Vec<Tried<'_>> {
         return Vec::new();
     }
     let tries = earlier.iter().chain(last);
-    let tried = tries.map(|it| Tried {
-        upstream: it.names.upstream.as_str(),
-        account: it.names.account.as_str(),
-        endpoint: &it.names.endpoint,
-        model: &it.names.model,
-        outcome: it.outcome,
-        ms: millis(it.took),
+    let tried = tries.map(|it| {
+        let names = it.place.names();
+        Tried {
+            upstream: names.upstream.as_str(),
+            account: names.account.as_str(),
+            endpoint: names.endpoint,
+            model: names.model,
+            outcome: it.outcome,
+            ms: millis(it.took),
+        }
     });
     tried.collect()
 }

@@ -10,7 +10,7 @@ use pingora::{Error, ErrorType, Result};
 
 use super::Gateway;
 use crate::config::settings::{Dialect, FailureClass};
-use crate::context::{Broken, Context, Outbound, Resumption, Stage, Watch};
+use crate::context::{Broken, Context, Outbound, Place, Resumption, Stage, Watch};
 use crate::relay::resume::Rewriter;
 use crate::relay::sse::Scanner;
 use crate::relay::usage::Usage;
@@ -194,7 +194,7 @@ impl Gateway {
     /// Leaves everything as the attempt that goes on needs it, and writes the bill of the one that
     /// broke.
     fn leave_to_the_next(&self, ctx: &mut Context) {
-        let names = ctx.attempts.last_names().cloned();
+        let place = ctx.attempts.last_names().map(Place::from);
         let prompt = ctx.usage().map(|usage| usage.prompt);
         let spoke = ctx.has_spoken();
         let taken = ctx.behind.as_ref().map_or(0, Behind::taken);
@@ -202,7 +202,7 @@ impl Gateway {
             return;
         };
         let completion = resumption.transcript.partial().map_or(0, |it| it.tokens);
-        if let Some(names) = names {
+        if let Some(place) = place {
             let completion = completion.saturating_sub(resumption.billed);
             resumption.billed += completion;
             let usage = Usage {
@@ -211,7 +211,7 @@ impl Gateway {
                 ..Usage::default()
             };
             ctx.attempts.broken.push(Broken {
-                names,
+                place,
                 usage,
                 spoke,
             });
