@@ -36,7 +36,7 @@ use crate::upstream::clocks::Clocks;
 use crate::upstream::pool::{Lane, Wish};
 
 pub use answer::{Answer, Resumption, Watch};
-pub use attempts::{Attempt, Attempts, Broken, Names, Step, Try};
+pub use attempts::{Attempt, Attempts, Broken, Names, Place, Step, Try};
 
 /// A request whose client leaves it less time is in a hurry.
 const HURRY: Duration = Duration::from_secs(2);
@@ -345,6 +345,11 @@ impl Context {
 
     pub fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// Has content of a stream come from the attempt under way, or the last?
+    pub fn has_spoken(&self) -> bool {
+        matches!(&self.answer.watch, Watch::Stream(scanner) if scanner.seen().first_content)
     }
 
     pub fn usage(&self) -> Option<Usage> {

@@ -55,6 +55,8 @@ pub struct Resumption {
     pub unsure: VecDeque<Bytes>,
     /// Bytes given out in all, over all attempts.
     pub given: usize,
+    /// Of these, what came from the attempts before the one under way, or the last.
+    pub before: usize,
     /// How often the stream was gone on with.
     pub made: u32,
     /// Completion tokens of what the client has that are on a broken attempt's bill.
@@ -71,6 +73,7 @@ impl Resumption {
             owed: Bytes::new(),
             unsure: VecDeque::new(),
             given,
+            before: 0,
             made: 0,
             billed: 0,
         }

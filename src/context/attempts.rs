@@ -1,6 +1,6 @@
 //! What was and is being tried for a request, and how it went.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use crate::config::settings::{AccountId, FailureClass, UpstreamId};
@@ -43,19 +43,67 @@ pub struct Attempts {
 
 /// An attempt that broke after content, with what it took by our count.
 pub struct Broken {
-    pub names: Names,
+    pub place: Place,
     pub usage: Usage,
+    /// Content came, whether it could be counted or not.
+    pub spoke: bool,
+}
+
+/// Where an attempt went. Its names are looked up when they are written.
+#[derive(Clone)]
+pub struct Place {
+    lane: Arc<Lane>,
+    account: usize,
+    endpoint: usize,
 }
 
 /// Where an attempt went, by name.
-#[derive(Debug, Clone)]
-pub struct Names {
-    pub upstream: UpstreamId,
-    pub account: AccountId,
-    pub endpoint: String,
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    pub upstream: &'a UpstreamId,
+    pub account: &'a AccountId,
+    pub endpoint: &'a str,
     /// As the upstream calls it; empty for calls without one.
-    pub model: String,
+    pub model: &'a str,
+    lane: &'a Arc<Lane>,
+    /// Of the account and of the endpoint.
+    indices: (usize, usize),
 }
+
+impl<'a> Names<'a> {
+    fn of(lane: &'a Arc<Lane>, account: usize, endpoint: usize) -> Self {
+        let pool = &lane.pool;
+        let endpoints = pool.endpoints.get(endpoint);
+        Self {
+            upstream: &pool.settings.id,
+            account: pool.accounts.get(account).map_or(&NOBODY, |it| &it.id),
+            endpoint: endpoints.map_or("", |slot| &slot.settings.url),
+            model: &lane.model,
+            lane,
+            indices: (account, endpoint),
+        }
+    }
+}
+
+impl Place {
+    pub fn names(&self) -> Names<'_> {
+        Names::of(&self.lane, self.account, self.endpoint)
+    }
+}
+
+impl From<Names<'_>> for Place {
+    fn from(names: Names<'_>) -> Self {
+        let (account, endpoint) = names.indices;
+        Self {
+            lane: names.lane.clone(),
+            account,
+            endpoint,
+        }
+    }
+}
+
+/// Stands for an account that is not there.
+static NOBODY: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(""));
 
 /// How far an attempt has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +121,7 @@ pub enum Step {
 
 /// An attempt that has ended.
 pub struct Try {
-    pub names: Names,
+    pub place: Place,
     /// The label of `tidegate_attempts_total`.
     pub outcome: &'static str,
     pub took: Duration,
@@ -92,6 +140,13 @@ pub struct Attempt {
     pub answered: bool,
 }
 
+impl Broken {
+    /// Is there anything to be billed? Not if the upstream never began.
+    pub fn took_something(&self) -> bool {
+        self.spoke || self.usage.completion > 0 || self.usage.prompt > 0
+    }
+}
+
 impl Attempts {
     /// Was this lane's upstream asked before, for this request?
     pub fn were_at(&self, lane: &Lane) -> bool {
@@ -105,14 +160,14 @@ impl Attempts {
     }
 
     /// Where the last one went that has ended.
-    pub fn last_names(&self) -> Option<&Names> {
-        self.last.as_ref().map(|last| &last.names)
+    pub fn last_names(&self) -> Option<Names<'_>> {
+        self.last.as_ref().map(|last| last.place.names())
     }
 
     /// Writes down how an attempt went.
-    pub fn ended(&mut self, names: Names, outcome: &'static str, took: Duration) {
+    pub fn ended(&mut self, names: Names<'_>, outcome: &'static str, took: Duration) {
         let ended = Try {
-            names,
+            place: names.into(),
             outcome,
             took,
         };
@@ -141,17 +196,7 @@ impl Attempt {
         rests.nth(self.chosen.account).unwrap_or(false)
     }
 
-    pub fn names(&self) -> Names {
-        let endpoint = self.lane.pool.endpoints.get(self.chosen.endpoint);
-        Names {
-            upstream: self.lane.pool.settings.id.clone(),
-            account: self
-                .account_slot()
-                .map_or_else(|| AccountId::new(""), |account| account.id.clone()),
-            endpoint: endpoint
-                .map(|slot| slot.settings.url.clone())
-                .unwrap_or_default(),
-            model: self.lane.model.clone(),
-        }
+    pub fn names(&self) -> Names<'_> {
+        Names::of(&self.lane, self.chosen.account, self.chosen.endpoint)
     }
 }

@@ -81,7 +81,8 @@ impl Gateway {
         let broken = std::mem::take(&mut ctx.attempts.broken);
         let broken: Vec<_> = broken
             .iter()
-            .map(|it| (&it.names, self.weigh_broken(ctx, &admitted, it)))
+            .filter(|it| it.took_something())
+            .map(|it| (it.place.names(), self.weigh_broken(ctx, &admitted, it)))
             .collect();
         let all = broken.iter().map(|(_, charge)| charge).chain(&charge);
         let sum = all.fold(None, |sum: Option<Charge>, charge| match sum {
@@ -93,7 +94,7 @@ impl Gateway {
             lease.settle(&used, &now);
         }
         for (names, charge) in &broken {
-            self.post(ctx, names, charge, now.wall);
+            self.post(ctx, *names, charge, now.wall);
         }
         if let (Some(charge), Some(last)) = (&charge, ctx.attempts.last_names()) {
             if broken.is_empty() {
@@ -114,8 +115,8 @@ impl Gateway {
             },
             ..broken.usage
         };
-        let names = &broken.names;
-        let prices = ctx.snapshot.prices.of(&names.upstream, &names.model);
+        let names = broken.place.names();
+        let prices = ctx.snapshot.prices.of(names.upstream, names.model);
         let rates = prices.rates_at(admitted.at);
         Charge {
             usage,
@@ -164,7 +165,7 @@ impl Gateway {
                 guess(&outcome, asked, most)
             }
         };
-        let prices = ctx.snapshot.prices.of(&last.upstream, &last.model);
+        let prices = ctx.snapshot.prices.of(last.upstream, last.model);
         let rates = prices.rates_at(admitted.at);
         Some(Charge {
             usage,
@@ -175,7 +176,7 @@ impl Gateway {
         })
     }
 
-    fn post(&self, ctx: &Context, last: &Names, charge: &Charge, wall: i64) {
+    fn post(&self, ctx: &Context, last: Names<'_>, charge: &Charge, wall: i64) {
         let Some(routed) = ctx.routed() else {
             return;
         };
@@ -185,8 +186,8 @@ impl Gateway {
             at: jiff::Timestamp::from_second(wall).unwrap_or_default(),
             tenant,
             model,
-            upstream: &last.upstream,
-            account: &last.account,
+            upstream: last.upstream,
+            account: last.account,
             usage: charge.usage,
             cut: charge.cut,
             estimated: charge.estimated,
@@ -206,8 +207,29 @@ impl Gateway {
                 .with_label_values(&labels)
                 .inc_by(saved);
         }
-        if charge.estimated {
-            metrics.usage_estimated.with_label_values(&labels).inc();
+        if !charge.estimated {
+            self.count_tokens(tenant.as_str(), model, charge.usage);
+            return;
+        }
+        metrics.usage_estimated.with_label_values(&labels).inc();
+        if !charge.cut {
+            let upstream = [last.upstream.as_str()];
+            metrics.usage_missing.with_label_values(&upstream).inc();
+        }
+    }
+
+    fn count_tokens(&self, tenant: &str, model: &str, usage: Usage) {
+        let kinds = [
+            ("prompt", usage.prompt),
+            ("cached", usage.cached),
+            ("completion", usage.completion),
+            ("reasoning", usage.reasoning),
+        ];
+        for (kind, count) in kinds {
+            self.metrics
+                .tokens
+                .with_label_values(&[tenant, model, kind])
+                .inc_by(count);
         }
     }
 }
@@ -254,13 +276,16 @@ fn guess(outcome: &Outcome, asked: u64, most: Option<u64>) -> Usage {
 
 /// Reads what the stages have left behind.
 fn outcome(ctx: &Context, sent: u64) -> Outcome {
-    if ctx.answer.status >= 400 {
-        // Whatever came, the caller got an error.
+    if ctx.answer.status >= 400 || ctx.answer.degraded {
+        // Whatever came, the caller got an error, or words of ours.
         return Outcome::default();
     }
     let whole = ctx.answer.complete;
     // The client left while the upstream was at work. An attempt that failed has ended before.
     let left = ctx.client_gone && ctx.attempts.left_at_work;
+    // What came before the attempt that is weighed is on others' bills.
+    let before = ctx.answer.resumption.as_ref().map_or(0, |it| it.before);
+    let sent = sent.saturating_sub(u64::try_from(before).unwrap_or(u64::MAX));
     match &ctx.answer.watch {
         Watch::Stream(scanner) => {
             let seen = scanner.seen();

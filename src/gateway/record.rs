@@ -10,7 +10,6 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::charge::Charge;
 use crate::context::{Context, Watch};
-use crate::relay::usage::Usage;
 use crate::telemetry::access_log::{Ending, Line, TARGET, Tried, millis};
 
 impl Gateway {
@@ -35,13 +34,13 @@ impl Gateway {
             connection.end_request(now, ending == Ending::ClientGone && ctx.answer.status == 0);
         }
         let charge = self.charge(ctx, session.body_bytes_sent() as u64);
-        self.count(ctx, ending, now, charge.as_ref());
+        self.count(ctx, ending, now);
         if ctx.snapshot.settings.logging.access {
             self.line(session, ctx, ending, now, charge.as_ref());
         }
     }
 
-    fn count(&self, ctx: &Context, ending: Ending, now: Instant, charge: Option<&Charge>) {
+    fn count(&self, ctx: &Context, ending: Ending, now: Instant) {
         let metrics = &self.metrics;
         let surface = ctx.surface().map_or("none", |surface| surface.name());
         let model = ctx.model().unwrap_or_default();
@@ -99,28 +98,6 @@ impl Gateway {
                 .with_label_values(&[model, upstream])
                 .observe(waited);
         }
-        match charge {
-            Some(charge) if !charge.estimated => self.count_tokens(tenant, model, charge.usage),
-            Some(charge) if !charge.cut => {
-                metrics.usage_missing.with_label_values(&[upstream]).inc()
-            }
-            Some(_) | None => {}
-        }
-    }
-
-    fn count_tokens(&self, tenant: &str, model: &str, usage: Usage) {
-        let kinds = [
-            ("prompt", usage.prompt),
-            ("cached", usage.cached),
-            ("completion", usage.completion),
-            ("reasoning", usage.reasoning),
-        ];
-        for (kind, count) in kinds {
-            self.metrics
-                .tokens
-                .with_label_values(&[tenant, model, kind])
-                .inc_by(count);
-        }
     }
 
     fn line(
@@ -154,7 +131,7 @@ impl Gateway {
             model: ctx.model(),
             upstream: last.map(|names| names.upstream.as_str()),
             account: last.map(|names| names.account.as_str()),
-            endpoint: last.map(|names| names.endpoint.as_str()),
+            endpoint: last.map(|names| names.endpoint),
             status: ctx.answer.status,
             ending,
             code: ctx.refusal.as_ref().map(|refusal| refusal.code.as_str()),
@@ -195,13 +172,16 @@ fn tries(ctx: &Context) -> Vec<Tried<'_>> {
         return Vec::new();
     }
     let tries = earlier.iter().chain(last);
-    let tried = tries.map(|it| Tried {
-        upstream: it.names.upstream.as_str(),
-        account: it.names.account.as_str(),
-        endpoint: &it.names.endpoint,
-        model: &it.names.model,
-        outcome: it.outcome,
-        ms: millis(it.took),
+    let tried = tries.map(|it| {
+        let names = it.place.names();
+        Tried {
+            upstream: names.upstream.as_str(),
+            account: names.account.as_str(),
+            endpoint: names.endpoint,
+            model: names.model,
+            outcome: it.outcome,
+            ms: millis(it.took),
+        }
     });
     tried.collect()
 }

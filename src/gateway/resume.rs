@@ -11,7 +11,7 @@ use pingora::{Error, ErrorType, Result};
 use super::Gateway;
 use super::verdict::{Failure, MISFIT};
 use crate::config::settings::{Dialect, FailureClass};
-use crate::context::{Broken, Context, Outbound, Resumption, Stage, Watch};
+use crate::context::{Broken, Context, Outbound, Place, Resumption, Stage, Watch};
 use crate::relay::resume::Rewriter;
 use crate::relay::sse::Scanner;
 use crate::relay::usage::Usage;
@@ -206,14 +206,15 @@ impl Gateway {
     /// Leaves everything as the attempt that goes on needs it, and writes the bill of the one that
     /// broke.
     fn leave_to_the_next(&self, ctx: &mut Context) {
-        let names = ctx.attempts.last_names().cloned();
+        let place = ctx.attempts.last_names().map(Place::from);
         let prompt = ctx.usage().map(|usage| usage.prompt);
+        let spoke = ctx.has_spoken();
         let taken = ctx.behind.as_ref().map_or(0, Behind::taken);
         let Some(resumption) = &mut ctx.answer.resumption else {
             return;
         };
         let completion = resumption.transcript.partial().map_or(0, |it| it.tokens);
-        if let Some(names) = names {
+        if let Some(place) = place {
             let completion = completion.saturating_sub(resumption.billed);
             resumption.billed += completion;
             let usage = Usage {
@@ -221,7 +222,11 @@ impl Gateway {
                 completion,
                 ..Usage::default()
             };
-            ctx.attempts.broken.push(Broken { names, usage });
+            ctx.attempts.broken.push(Broken {
+                place,
+                usage,
+                spoke,
+            });
         }
         // What was given out together with the break was not passed on.
         let lost = resumption.given.saturating_sub(taken);
@@ -230,6 +235,7 @@ impl Gateway {
         let lost = unsure.get(from..).unwrap_or_default();
         resumption.owed = [lost, &resumption.owed].concat().into();
         resumption.given = taken;
+        resumption.before = taken;
         resumption.transcript.cut();
         resumption.rewriter = Some(Rewriter::new(&resumption.transcript));
         resumption.made += 1;

@@ -42,6 +42,9 @@ pub struct Scanner {
     /// What the deltas of this stream look like.
     pattern: Pattern,
     strip: Option<Strip>,
+    /// Where in the fragment the current event begins; 0 if it began before.
+    event_at: usize,
+    error_at: Option<usize>,
 }
 
 impl Scanner {
@@ -62,6 +65,8 @@ impl Scanner {
             anthropic: AnthropicUsage::default(),
             pattern: Pattern::default(),
             strip: (openai && strip_usage).then(Strip::default),
+            event_at: 0,
+            error_at: None,
         }
     }
 
@@ -70,22 +75,24 @@ impl Scanner {
         &self.seen
     }
 
+    /// How much of what the last call returned comes before the event with the
+    /// stream's first error; 0 if that event began in an earlier fragment, `None`
+    /// if the last call did not come upon it.
+    pub fn error_at(&self) -> Option<usize> {
+        self.error_at
+    }
+
     /// Reads the next fragment and returns what to forward now.
     pub fn feed(&mut self, fragment: Bytes) -> Bytes {
-        self.seen.progress = false;
-        if let Some(strip) = &mut self.strip {
-            strip.begin();
-        }
+        self.begin();
         let text: &[u8] = &fragment;
         let mut here = None;
         let mut comment = None;
         let mut at = self.byte_order_mark(text);
         while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
             if std::mem::take(&mut self.after_cr) && rest.first() == Some(&b'\n') {
+                self.line_feed(at);
                 at += 1;
-                if let Some(strip) = &mut self.strip {
-                    strip.line_feed(at);
-                }
                 continue;
             }
             let Some(length) = memchr::memchr2(b'\n', b'\r', rest) else {
@@ -108,7 +115,7 @@ impl Scanner {
     /// Ends the stream: what is unfinished is read as if it were finished.
     /// Returns what was held back and has to go out.
     pub fn finish(&mut self) -> Option<Bytes> {
-        self.seen.progress = false;
+        self.begin();
         let mut here = None;
         if !self.line.is_empty() {
             self.line(b"", 0..0, &mut here);
@@ -120,6 +127,26 @@ impl Scanner {
         let usage_only = self.dispatch(b"", &mut here);
         self.seen.ended &= ended || !half;
         self.strip.as_mut()?.finish(usage_only)
+    }
+
+    fn begin(&mut self) {
+        self.seen.progress = false;
+        self.event_at = 0;
+        self.error_at = None;
+        if let Some(strip) = &mut self.strip {
+            strip.begin();
+        }
+    }
+
+    /// The line feed at `at` belongs to the carriage return before it.
+    fn line_feed(&mut self, at: usize) {
+        let in_event = self.has_data || self.name.is_some();
+        if !in_event && self.event_at == at {
+            self.event_at = at + 1;
+        }
+        if let Some(strip) = &mut self.strip {
+            strip.line_feed(at + 1);
+        }
     }
 
     fn is_half(&self, data: &[u8]) -> bool {
@@ -209,6 +236,7 @@ impl Scanner {
             if let Some(strip) = &mut self.strip {
                 strip.event(text, end + 1, usage_only);
             }
+            self.event_at = end + 1;
             return;
         }
         if line.first() == Some(&b':') {
@@ -330,8 +358,10 @@ impl Scanner {
             .finish
             .map(|finish: FinishReason| finish.after(earlier));
         self.seen.finish_reason = latest.or(earlier);
-        if self.seen.error.is_none() {
+        if self.seen.error.is_none() && reading.error.is_some() {
             self.seen.error = reading.error;
+            let stripped = self.strip.as_ref().map(Strip::before_event);
+            self.error_at = Some(stripped.unwrap_or(self.event_at));
         }
         if let Some(object) = reading.usage {
             let usage = match self.shape {

@@ -77,6 +77,11 @@ impl Strip {
         self.dropped = dropped;
     }
 
+    /// How much goes out of this fragment before the current event.
+    pub fn before_event(&self) -> usize {
+        self.out.len() + self.event.saturating_sub(self.from)
+    }
+
     fn may_drop(&mut self, tail: Option<&[u8]>) -> bool {
         let tail = tail.unwrap_or_default();
         if self.released || self.held.len() + tail.len() > MAX_HELD {

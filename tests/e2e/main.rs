@@ -17,6 +17,7 @@ mod bad_account;
 mod bodies;
 mod capacity;
 mod certificates;
+mod charges;
 mod client_address;
 mod client_certificates;
 mod clock_steps;

@@ -331,3 +331,58 @@ fn what_is_no_event_stream_is_known_by_its_first_line() {
         "a page without lines would never end one"
     );
 }
+
+#[test]
+fn what_comes_before_an_error_can_be_told_from_it_however_it_is_cut() {
+    let error = "data: {\"error\":{\"message\":\"an error\"}}\n\n";
+    let said = "data: {\"choices\":[{\"delta\":{\"content\":\"no error yet\"}}]}\n\n";
+    for (before, strip) in [
+        (said.to_owned(), false),
+        (said.to_owned(), true),
+        (format!(": a\n\n{said}{USAGE_CHUNK}{said}"), true),
+        (String::new(), false),
+    ] {
+        for newline in ["\n", "\r\n", "\r"] {
+            let text = |text: &str| text.replace('\n', newline);
+            let stream = text(&[&before, error, said].concat());
+            let expected = text(&match strip {
+                true => before.replace(USAGE_CHUNK, ""),
+                false => before.clone(),
+            });
+            let own = text(error);
+            for cut in 0..stream.len() {
+                let mut scanner = Scanner::new(Shape::Chat, strip);
+                let mut out = Vec::new();
+                let mut told = None;
+                let (first, second) = stream.as_bytes().split_at(cut);
+                for piece in [first, second] {
+                    let passed = scanner.feed(Bytes::copy_from_slice(piece));
+                    if let Some(at) = scanner.error_at() {
+                        assert_eq!(told.replace(out.len() + at), None);
+                        assert!(at <= passed.len());
+                        let rest = &passed[at..];
+                        assert!(
+                            at == 0 || rest.starts_with(own.trim_end().as_bytes()),
+                            "{cut}"
+                        );
+                    }
+                    out.extend_from_slice(&passed);
+                }
+                // Of an event that began before, that part is out already.
+                let out = &out[..told.unwrap()];
+                let rest = out.strip_prefix(expected.as_bytes());
+                assert!(
+                    rest.is_some_and(|rest| own.as_bytes().starts_with(rest)),
+                    "{cut}"
+                );
+            }
+        }
+    }
+    let mut scanner = Scanner::new(Shape::Chat, false);
+    scanner.feed(Bytes::copy_from_slice(error.trim_end().as_bytes()));
+    assert_eq!(scanner.error_at(), None);
+    scanner.finish();
+    assert_eq!(scanner.error_at(), Some(0));
+    scanner.feed(Bytes::from_static(b"\n\n"));
+    assert_eq!(scanner.error_at(), None);
+}
