@@ -154,7 +154,7 @@ impl Attempts {
         let ended = self.earlier.iter().chain(&self.last);
         let current = self.current.iter().map(|it| &it.lane.pool.settings.id);
         ended
-            .map(|it| &it.names.upstream)
+            .map(|it| it.place.names().upstream)
             .chain(current)
             .any(|it| it == id)
     }
