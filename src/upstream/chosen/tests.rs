@@ -80,7 +80,7 @@ fn an_account_that_fails_where_others_succeed_leaves_and_comes_back_by_a_probe()
     assert_eq!(account(&lane, 1), "failing");
     assert_eq!((account(&lane, 0), endpoint(&lane, 0)), ("good", "healthy"));
     let closed = lane.choose(&at(1), now).map(|_| ()).unwrap_err();
-    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in >= 4 * SECOND));
+    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in >= 2 * SECOND));
     assert!(lane.choose(&Wish::default(), now).is_ok());
     let later = now + 7 * SECOND;
     lane.pump(later);
