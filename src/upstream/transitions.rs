@@ -124,7 +124,7 @@ impl Teller {
         } else {
             log!(
                 told.level,
-                "{title} {now}. upstream={upstream} {kind}={name} state={to} reason={reason_word} heard=\"{}\"",
+                "{title} {now}. upstream={upstream} {kind}={name} state={to} reason={reason_word} heard={:?}",
                 told.detail
             );
         }
