@@ -55,6 +55,8 @@ struct Desk {
     switches: Arc<Switches>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
+    /// Held over one answer of metrics: what is copied there is first set to nothing.
+    exporting: parking_lot::Mutex<()>,
 }
 
 impl AdminService {
@@ -74,6 +76,7 @@ impl AdminService {
             switches,
             metrics,
             readiness,
+            exporting: parking_lot::Mutex::default(),
         });
         Self {
             socket: parking_lot::Mutex::new(Some(socket)),
@@ -137,10 +140,7 @@ impl Desk {
                 unauthorized()
             };
         }
-        if ["/switches", "/drains"]
-            .iter()
-            .any(|ours| path.starts_with(ours))
-        {
+        if is_of_switches(&path) {
             return if self.may_ask(&request) {
                 self.switches(request, peer).await
             } else {
@@ -178,6 +178,7 @@ impl Desk {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
+        let _one_at_a_time = self.exporting.lock();
         status::refresh(&self.metrics, &self.current.load(), Instant::now());
         switches::refresh(&self.metrics, &self.switches);
         if let Some(counts) = self.counting.shared() {
@@ -203,6 +204,14 @@ impl Desk {
             .unwrap_or_default();
         shown.ct_eq(token.expose().as_bytes()).into()
     }
+}
+
+/// A path below these, or one of them.
+fn is_of_switches(path: &str) -> bool {
+    let is_below = |rest: &str| rest.is_empty() || rest.starts_with('/');
+    ["/switches", "/drains"]
+        .iter()
+        .any(|ours| path.strip_prefix(ours).is_some_and(is_below))
 }
 
 /// As it was asked for, or a part of it.
@@ -239,4 +248,22 @@ fn json(value: serde_json::Value) -> Response<Full<Bytes>> {
         HeaderValue::from_static("application/json"),
     );
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_only_begins_like_ours_is_not_ours() {
+        for (path, ours) in [
+            ("/switches", true),
+            ("/switches/tenant/a", true),
+            ("/drains/accounts/u/a", true),
+            ("/switchesX", false),
+            ("/drain", false),
+        ] {
+            assert_eq!(is_of_switches(path), ours, "{path}");
+        }
+    }
 }

@@ -186,7 +186,7 @@ fn tell((upstream, account): &Key, news: News) {
             "The provider does not tell an account's balance: it refuses the key. Requests show whether it still serves. upstream={upstream} account={account}"
         ),
         News::Failed(why) => warn!(
-            "The provider does not tell an account's balance. upstream={upstream} account={account} cause=\"{why}\""
+            "The provider does not tell an account's balance. upstream={upstream} account={account} cause={why:?}"
         ),
         News::Answers => info!(
             "The provider tells an account's balance again. upstream={upstream} account={account}"

@@ -79,6 +79,8 @@ pub struct EndpointView {
     pub full: bool,
     /// Already tried in this request.
     pub tried: bool,
+    /// Tried as well, but it may not be to blame: better than none.
+    pub doubted: bool,
 }
 
 /// The account that a conversation belongs to.
@@ -199,6 +201,9 @@ pub fn account(
     if patience == Patience::None {
         // It may be asked sooner than it said, and refusing outright helps nobody.
         let limited = |index: usize| views.get(index).map(Look::from).filter(|look| look.open);
+        let priorities = (0..views.len()).filter_map(|index| Some(limited(index)?.priority));
+        let best = priorities.min();
+        let limited = |index| limited(index).filter(|look| Some(look.priority) == best);
         if let Some(limited) = draw(views.len(), limited, random) {
             return Ok(limited);
         }
@@ -216,11 +221,15 @@ pub fn account(
 /// # Errors
 /// If none is left to try, none may be asked, or those that could serve are full.
 pub fn endpoint(views: &[EndpointView], random: u64) -> Result<usize, NoneLeft> {
-    let open = |index: usize| {
-        let look = views.get(index).map(Look::from)?;
-        look.open.then_some(look)
-    };
-    if let Some(tier) = tier(views.iter().map(Look::from), open, random) {
+    for with_doubted in [false, true] {
+        let open = |index: usize| {
+            let view = views.get(index)?;
+            let look = Look::from(view);
+            (look.open && (with_doubted || !view.doubted)).then_some(look)
+        };
+        let Some(tier) = tier(views.iter().map(Look::from), open, random) else {
+            continue;
+        };
         let of_tier = |index| open(index).filter(|look| look.priority == tier);
         let chosen = probe(views.len(), of_tier).or_else(|| draw(views.len(), of_tier, random));
         if let Some(chosen) = chosen {

@@ -348,8 +348,8 @@ impl Passes {
             condition.ended(of_endpoint, says.endpoint, awaited, now, rules)
         });
         // The account first: what it is to blame for is no reason to close an endpoint.
-        if account == Some(After::Suspect) && lane.pool.judge_account(self.account, now) {
-            lane.breakers.iter().for_each(|breaker| breaker.forgive());
+        if account == Some(After::Suspect) {
+            lane.pool.judge_account(self.account, now);
         }
         let left = match endpoint {
             Some(After::Left) => true,

@@ -12,8 +12,8 @@ use crate::config::settings::Outlier;
 
 impl Pool {
     /// An account has failed: if it is out of line with its peers, it leaves, and what it did to
-    /// the endpoints is forgiven them. True if it left.
-    pub(super) fn judge_account(&self, own: usize, now: Instant) -> bool {
+    /// the endpoints is forgiven them, and their breakers.
+    pub(super) fn judge_account(&self, own: usize, now: Instant) {
         let left = self.court(self.terms).is_some_and(|court| {
             let accounts = self.accounts.iter().map(|slot| &slot.state.condition);
             court.judge(accounts, own, now)
@@ -21,11 +21,11 @@ impl Pool {
         if left {
             let conditions = self.endpoints.iter().map(|slot| &slot.state.condition);
             conditions.for_each(Condition::forgive);
+            self.transitions.pardon_breakers();
         }
-        left
     }
 
-    /// The same of an endpoint.
+    /// The same of an endpoint. True if it left.
     pub(super) fn judge_endpoint(&self, own: usize, now: Instant) -> bool {
         let left = self
             .court(self.watch().terms)

@@ -37,6 +37,9 @@ pub struct Lane {
 pub struct Tried {
     pub accounts: Vec<usize>,
     pub endpoints: Vec<usize>,
+    /// Endpoints at which it failed where it may have been the account: asked again only if no
+    /// other one may be.
+    pub doubted: Vec<usize>,
 }
 
 /// What a request asks of a lane.
@@ -480,6 +483,7 @@ impl Lane {
                 standing: wish.sees(self.endpoint_standing(slot, breaker, wish.caller, now)),
                 full: slot.state.limit().is_some_and(|limit| in_flight >= limit),
                 tried: wish.tried.endpoints.contains(&index),
+                doubted: wish.tried.doubted.contains(&index),
             }
         };
         with_views(self.endpoints().enumerate().map(view), look)

@@ -358,9 +358,16 @@ fn is_another_left(avoid: Avoid, tried: &Tried, choice: Choice) -> bool {
     match avoid {
         Avoid::Account | Avoid::Limited => account,
         Avoid::Endpoint => endpoint || has_further_addresses(choice),
-        Avoid::Either => account || endpoint,
+        Avoid::Either => account || choice.endpoints > spent(tried) + 1,
         Avoid::Nothing => true,
     }
+}
+
+/// Endpoints that failed, whoever was to blame.
+fn spent(tried: &Tried) -> usize {
+    let doubted = tried.doubted.iter();
+    let only_doubted = doubted.filter(|index| !tried.endpoints.contains(index));
+    tried.endpoints.len() + only_doubted.count()
 }
 
 /// A name with several addresses is several places; the next attempt takes the next one.
@@ -378,7 +385,13 @@ pub fn set_aside(tried: &mut Tried, avoid: Avoid, account: usize, endpoint: usiz
         Avoid::Account | Avoid::Limited => tried.accounts.push(account),
         Avoid::Endpoint if has_further_addresses(choice) => {}
         Avoid::Endpoint => tried.endpoints.push(endpoint),
-        Avoid::Either if another => tried.accounts.push(account),
+        // It may be the endpoint as well: both differ the next time, if they can.
+        Avoid::Either if another => {
+            tried.accounts.push(account);
+            if !tried.doubted.contains(&endpoint) {
+                tried.doubted.push(endpoint);
+            }
+        }
         Avoid::Either => tried.endpoints.push(endpoint),
     }
 }

@@ -56,6 +56,8 @@ pub struct Transitions {
     dice: AtomicU64,
     /// Held while it is decided who leaves, so that two do not leave where one may.
     pub(super) judging: Mutex<()>,
+    /// How often the failures until then were found to be an account's.
+    pardons: AtomicU64,
 }
 
 impl Transitions {
@@ -65,6 +67,7 @@ impl Transitions {
             counts: Mutex::default(),
             dice: AtomicU64::new(RandomState::new().hash_one(0)),
             judging: Mutex::default(),
+            pardons: AtomicU64::new(0),
         }
     }
 
@@ -75,6 +78,16 @@ impl Transitions {
             .iter()
             .map(|(it, count)| (it.clone(), *count))
             .collect()
+    }
+
+    /// An account has left: what it did counts against no breaker of the upstream, whatever the model.
+    pub(super) fn pardon_breakers(&self) {
+        self.pardons.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Breakers that have seen fewer forget failures before they count the next one.
+    pub(super) fn pardons(&self) -> u64 {
+        self.pardons.load(Ordering::Acquire)
     }
 
     /// Any number; another one each time.
@@ -124,7 +137,7 @@ impl Teller {
         } else {
             log!(
                 told.level,
-                "{title} {now}. upstream={upstream} {kind}={name} state={to} reason={reason_word} heard=\"{}\"",
+                "{title} {now}. upstream={upstream} {kind}={name} state={to} reason={reason_word} heard={:?}",
                 told.detail
             );
         }

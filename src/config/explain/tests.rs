@@ -171,7 +171,7 @@ fn what_is_done_about_failures_is_told_with_its_defaults() {
             "upstreams[deepseek].outlier",
             &[
                 "upstreams[deepseek].outlier.window: 3s  ← over.yaml:1",
-                "upstreams[deepseek].outlier.max_ejection: 30s  ← default",
+                "upstreams[deepseek].outlier.max_ejection: 5s  ← default",
             ][..],
         ),
         (

@@ -40,16 +40,18 @@ pub const OUTLIER_MIN_REQUESTS: u32 = 20;
 pub const OUTLIER_WINDOW: DurationText = seconds(10);
 /// Times the first content of its peers. Long prompts alone take two or three times as long.
 pub const OUTLIER_SLOW_FACTOR: u32 = 5;
-/// A restart at the provider, or a load balancer that moves, is over by then.
-pub const OUTLIER_EJECTION: DurationText = seconds(5);
-/// Whoever has healed is found out within this.
-pub const OUTLIER_MAX_EJECTION: DurationText = seconds(30);
+/// A restart, or a load balancer that moves, is often over by then; a probe too early costs one
+/// attempt.
+pub const OUTLIER_EJECTION: DurationText = seconds(3);
+/// Whoever has healed is found out within this and, with the ramp, has its share again within ten
+/// seconds. One attempt each five seconds is next to nothing.
+pub const OUTLIER_MAX_EJECTION: DurationText = seconds(5);
 /// Percent. The other half could not carry more; if all are ill, it is not them.
 pub const OUTLIER_MAX_EJECTED: u32 = 50;
 /// At one time: one request risks least, and tells as much.
 pub const OUTLIER_PROBES: u32 = 1;
-/// Caches and connections are warm again after some seconds of traffic.
-pub const OUTLIER_RAMP: DurationText = seconds(10);
+/// Connections are warm again after some seconds of traffic; see the longest ejection.
+pub const OUTLIER_RAMP: DurationText = seconds(4);
 
 /// Percent, of one model at one endpoint; as for outliers.
 pub const BREAKER_ERRORS: u32 = 50;
@@ -57,7 +59,7 @@ pub const BREAKER_ERRORS: u32 = 50;
 pub const BREAKER_MIN_REQUESTS: u32 = 20;
 /// As for outliers.
 pub const BREAKER_WINDOW: DurationText = seconds(10);
-/// As the first ejection.
+/// A restart at the provider, or a load balancer that moves, is over by then.
 pub const BREAKER_OPEN: DurationText = seconds(5);
 /// Three in a row are hardly luck.
 pub const BREAKER_PROBES: u32 = 3;

@@ -299,7 +299,7 @@ fn every_key_about_failures_is_seen_in_a_diff() {
             "retry: on −error_in_answer",
             "retry: hold_head 10s → 0s",
             "tenant a: deadlines.gap none → 9s",
-            "upstream deepseek: outlier from 5 in a row, 50 % of 20 in 10s or 5 times the time on, out for 5s to 30s, 50 % at most, back by 1 over 10s → from 5 in a row, 50 % of 20 in 1s or 5 times the time on, out for 5s to 30s, 50 % at most, back by 1 over 10s",
+            "upstream deepseek: outlier from 5 in a row, 50 % of 20 in 10s or 5 times the time on, out for 3s to 5s, 50 % at most, back by 1 over 4s → from 5 in a row, 50 % of 20 in 1s or 5 times the time on, out for 3s to 5s, 50 % at most, back by 1 over 4s",
             "upstream deepseek: breaker from 50 % of 20 in 10s on, open for 5s, back by 3 → none",
             "upstream deepseek: affinity up to 125 % of an even share → up to 150 % of an even share",
             "upstream deepseek: credit.interval 1m → 5m",

@@ -29,6 +29,7 @@ fn end(in_flight: u32, priority: u32, standing: Standing) -> EndpointView {
         standing,
         full: false,
         tried: false,
+        doubted: false,
     }
 }
 
@@ -265,6 +266,36 @@ fn endpoints_are_chosen_alike() {
     };
     assert_eq!(pick(&[tried]), Err(NoneLeft::Tried));
     assert_eq!(pick(&[end(0, 0, Standing::Probe), end(0, 0, OPEN)]), Ok(0));
+}
+
+#[test]
+fn an_endpoint_that_is_doubted_is_asked_again_only_if_no_other_may_be() {
+    let doubted = EndpointView {
+        doubted: true,
+        ..end(0, 0, OPEN)
+    };
+    for (other, expected) in [
+        (end(9, 1, OPEN), Ok(1)),
+        (end(0, 0, Standing::Closed), Ok(0)),
+    ] {
+        assert_eq!(endpoint(&[doubted, other], 5), expected);
+    }
+    let closed = EndpointView {
+        standing: Standing::Closed,
+        ..doubted
+    };
+    assert_eq!(endpoint(&[closed], 5), Err(NoneLeft::Closed));
+}
+
+#[test]
+fn of_those_at_their_limit_the_preferred_ones_are_asked() {
+    let limited = |priority| AccountView {
+        limited: true,
+        priority,
+        ..acc(0, None)
+    };
+    let views = [limited(1), limited(0), limited(1)];
+    assert_eq!(chosen(&views, None), all_to(1, 3));
 }
 
 fn home(account: usize) -> Option<Home> {

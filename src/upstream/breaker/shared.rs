@@ -1,6 +1,6 @@
 //! A breaker as all requests share it: kept over reloads, tells each change.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -25,6 +25,8 @@ pub struct Shown {
 #[derive(Debug)]
 pub struct SharedBreaker {
     closed: AtomicBool,
+    /// Of the upstream, that it has seen; written under the lock.
+    pardons: AtomicU64,
     inner: Mutex<Breaker>,
     teller: Teller,
 }
@@ -33,6 +35,7 @@ impl SharedBreaker {
     pub fn new(teller: Teller, now: Instant) -> Self {
         Self {
             closed: AtomicBool::new(true),
+            pardons: AtomicU64::new(teller.transitions.pardons()),
             inner: Mutex::new(Breaker::new(now)),
             teller,
         }
@@ -79,14 +82,13 @@ impl SharedBreaker {
     pub fn record(&self, pass: Pass, ended: Ended, now: Instant, rules: &Rules) -> bool {
         let seed = self.teller.transitions.roll();
         let mut inner = self.inner.lock();
+        let pardons = self.teller.transitions.pardons();
+        if self.pardons.swap(pardons, Ordering::Relaxed) != pardons {
+            inner.forgive();
+        }
         let change = inner.record(pass, ended, now, rules, seed);
         self.changed(&inner, change);
         change.is_some_and(|change| matches!(change.to, State::Open { .. }))
-    }
-
-    /// The failures were somebody else's.
-    pub fn forgive(&self) {
-        self.inner.lock().forgive();
     }
 
     /// Goes on to where time alone takes it.

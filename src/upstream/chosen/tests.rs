@@ -1,5 +1,5 @@
 use super::super::balance::Standing;
-use super::super::breaker::State;
+use super::super::breaker::{Ended, State};
 use super::super::lane::{NoChoice, Wish};
 use super::super::pool::Registry;
 use super::super::queue::tests::{lanes, upstream};
@@ -80,7 +80,7 @@ fn an_account_that_fails_where_others_succeed_leaves_and_comes_back_by_a_probe()
     assert_eq!(account(&lane, 1), "failing");
     assert_eq!((account(&lane, 0), endpoint(&lane, 0)), ("good", "healthy"));
     let closed = lane.choose(&at(1), now).map(|_| ()).unwrap_err();
-    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in >= 4 * SECOND));
+    assert!(matches!(closed, NoChoice::Closed { retry_in } if retry_in >= 2 * SECOND));
     assert!(lane.choose(&Wish::default(), now).is_ok());
     let later = now + 7 * SECOND;
     lane.pump(later);
@@ -176,6 +176,34 @@ fn attempts_that_were_under_way_when_an_account_left_do_not_open_the_breaker() {
     assert_eq!(account(&lane, 0), "failing");
     assert_eq!(endpoint(&lane, 0), "healthy");
     assert_eq!(lane.breakers().next().unwrap().1.state, State::Closed);
+}
+
+#[test]
+fn what_an_account_that_left_did_is_forgiven_the_breakers_of_all_models() {
+    let registry = Registry::default();
+    let [first, second] = lanes(&registry, with_rules(3, 1), 0);
+    let now = Instant::now();
+    send_to_all(&first, Outcome::Complete, 2, now);
+    for _ in 0..4 {
+        send(&first, 1, failed(FailureClass::Cut), now);
+    }
+    let rules = second.pool.settings.breaker.clone().unwrap();
+    let breaker = &second.breakers[0];
+    let bad = Ended {
+        caller: None,
+        good: false,
+    };
+    let fail = |times: u32| {
+        (0..times).any(|_| {
+            let pass = breaker.admit(None, now, &rules).unwrap();
+            breaker.record(pass, bad, now, &rules)
+        })
+    };
+    assert!(!fail(rules.min_requests - 1));
+    send(&first, 1, failed(FailureClass::Cut), now);
+    assert_eq!(account(&first, 1), "failing");
+    assert!(!fail(rules.min_requests - 1));
+    assert!(fail(1));
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn every_state_has_its_word() {
         let shown = account.shown();
         assert_eq!((shown.state, shown.reason), (word, Some(reason)));
         let tried = shown.until.unwrap();
-        assert!(tried >= now + 4 * SECOND && tried <= now + 6 * SECOND);
+        assert!(tried >= now + 2 * SECOND && tried <= now + 4 * SECOND);
         account.advance(false, tried);
         assert_eq!(account.shown().state, "probing");
         let probe = account.admit(false, tried, terms).unwrap();

@@ -7,6 +7,7 @@ use super::*;
 static NOBODY: Tried = Tried {
     accounts: Vec::new(),
     endpoints: Vec::new(),
+    doubted: Vec::new(),
 };
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -325,6 +326,7 @@ fn nobody_bad_among_several_is_asked_again() {
     let tried = Tried {
         accounts: vec![0],
         endpoints: Vec::new(),
+        doubted: Vec::new(),
     };
     let story = Story {
         attempts: 2,
@@ -402,6 +404,33 @@ fn an_account_at_its_limit_is_left_out_only_if_it_cannot_be_waited_for() {
         assert_eq!(tried.accounts.len(), left_out);
         set_aside(&mut tried, Avoid::Account, 0, 0, choice);
         assert_eq!(tried.accounts.len(), left_out + 1);
+    }
+}
+
+#[test]
+fn whoever_may_be_to_blame_is_set_aside_with_the_other_if_there_are_others_of_both() {
+    let aside = |accounts, endpoints| {
+        let mut tried = Tried::default();
+        let choice = among(accounts, endpoints);
+        set_aside(&mut tried, Avoid::Either, 0, 0, choice);
+        (tried.accounts, tried.endpoints, tried.doubted)
+    };
+    assert_eq!(aside(2, 2), (vec![0], vec![], vec![0]));
+    assert_eq!(aside(1, 2), (vec![], vec![0], vec![]));
+    let now = Instant::now();
+    for (accounts, stop) in [(2, Some(Stop::NobodyLeft)), (3, None)] {
+        let tried = Tried {
+            accounts: vec![0],
+            doubted: vec![0],
+            ..Tried::default()
+        };
+        let second = Story {
+            attempts: 2,
+            tried: &tried,
+            choice: among(accounts, 2),
+            ..story(FailureClass::Reset, now)
+        };
+        assert_eq!(stopped(decide(now, &Retry::default(), &second)), stop);
     }
 }
 

@@ -123,12 +123,12 @@ fn each_rule_of_who_is_left_out_is_kept() {
             "outlier.max_ejection: 2h; expected 100ms to 1h",
         ),
         (
-            "outlier: { ejection: 31s }",
-            "outlier.ejection: 31s, more than max_ejection; expected at most 30s",
+            "outlier: { ejection: 6s }",
+            "outlier.ejection: 6s, more than max_ejection; expected at most 5s",
         ),
         (
             "outlier: { max_ejection: 1s }",
-            "outlier.ejection: 5s, more than max_ejection; expected at most 1s",
+            "outlier.ejection: 3s, more than max_ejection; expected at most 1s",
         ),
         (
             "outlier: { max_ejected_percent: 101 }",
