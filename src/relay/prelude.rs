@@ -36,28 +36,12 @@ pub struct Prelude {
     /// Whether a byte order mark is held: then nothing may go ahead of it.
     marked: bool,
     open: bool,
-    overflowed: bool,
 }
 
 impl Prelude {
-    /// Nothing held, not open.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Whether everything passes from here on.
     pub fn is_open(&self) -> bool {
         self.open
-    }
-
-    /// Whether it opened because [`MAX_HELD`] was exceeded, without content.
-    pub fn overflowed(&self) -> bool {
-        self.overflowed
-    }
-
-    /// Whether bytes wait.
-    pub fn holds(&self) -> bool {
-        !self.held.is_empty()
     }
 
     /// Takes in what the scanner returned for a fragment, which may be cut
@@ -91,7 +75,6 @@ impl Prelude {
         }
         if self.held.len() > MAX_HELD {
             self.open = true;
-            self.overflowed = true;
             out.append(&mut self.held);
         }
         Bytes::from(out)
@@ -103,15 +86,6 @@ impl Prelude {
         self.open = true;
         let held = std::mem::take(&mut self.held);
         (!held.is_empty()).then(|| Bytes::from(held))
-    }
-
-    /// Forgets what is held, for another attempt. What is open stays open.
-    pub fn clear(&mut self) {
-        *self = Self {
-            open: self.open,
-            overflowed: self.overflowed,
-            ..Self::default()
-        };
     }
 
     fn all_and(&mut self, fragment: Bytes) -> Bytes {
