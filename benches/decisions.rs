@@ -64,6 +64,7 @@ fn choice(c: &mut Criterion) {
                 latency: 300_000,
                 errors: 0,
                 standing: standing(number % 7 != 6),
+                doubted: false,
                 full: false,
                 tried: false,
             })
