@@ -299,7 +299,7 @@ impl Context {
         }
         if let Some(behind) = &self.behind {
             let (deadline, _) = attempt.clocks.next(&attempt.progress);
-            behind.wait_until(Some(deadline));
+            behind.wait_until(deadline, attempt.clocks.ends(self.started));
         }
     }
 

@@ -1,7 +1,7 @@
 //! What goes back: the head built anew, each fragment watched on its way, and an honest word when
 //! the answer does not come to its proper end.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
@@ -20,8 +20,8 @@ use crate::relay::event::{FinishReason, Shape};
 use crate::relay::sse::Scanner;
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
-use crate::request::stand_in::Behind;
 use crate::request::surface::Surface;
+use crate::upstream::clocks::Late;
 use crate::upstream::pool::Outcome;
 
 /// Stands where a key stood.
@@ -145,22 +145,27 @@ impl Gateway {
         Ok(())
     }
 
-    /// Deadlines are looked at where the client is listened for; but not while somebody is written
-    /// to, and without a session in the client's place not at all.
+    /// Deadlines are looked at where the client is listened for: without a session in the client's
+    /// place, only here.
     ///
     /// # Errors
     /// If one is over.
     fn check_clocks(&self, ctx: &Context, now: Instant) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
-        // While the client is written to, nothing is read: that is no silence of the upstream's.
-        let written_to = ctx.behind.as_ref().map_or(Duration::ZERO, Behind::paused);
-        let now = now.checked_sub(written_to).unwrap_or(now);
-        match attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) {
-            None => Ok(()),
-            Some(late) => {
-                Error::e_explain(ErrorType::Custom(DEADLINE), late.as_str()).map_err(Error::into_up)
-            }
+        let Some(late) = attempt.and_then(|it| it.clocks.is_late(&it.progress, now)) else {
+            return Ok(());
+        };
+        // That an answer in one piece is queued shows in what came, and that the request's time is
+        // over holds for whomever. All else is told from the time that the client takes elsewhere.
+        let told_here = match late {
+            Late::Total => true,
+            Late::Queued => !ctx.is_streamed(),
+            Late::FirstByte | Late::FirstContent | Late::Gap | Late::Probe => false,
+        };
+        if ctx.behind.is_some() && !told_here {
+            return Ok(());
         }
+        Error::e_explain(ErrorType::Custom(DEADLINE), late.as_str()).map_err(Error::into_up)
     }
 
     /// What may go out of a stream's fragment that was read, before its content nothing but whole
@@ -175,13 +180,16 @@ impl Gateway {
         let seen = scanner.seen();
         let (content, progress) = (seen.first_content, seen.progress);
         let failed = seen.error.is_some() && !ctx.says_how_it_ended();
+        // The error itself is told in our words: its own may be another dialect's, and hold what is
+        // no tenant's business.
+        let error_at = scanner.error_at().unwrap_or(0).min(out.len());
         if ctx.answer.begun {
             if progress {
                 ctx.moved(Step::Content, now);
             }
             if failed && ctx.answer.resumption.is_none() {
-                let out = before_error(&out);
-                return Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer));
+                let before = out.slice(..error_at);
+                return Ok(self.interrupt(ctx, before, FailureClass::ErrorInAnswer));
             }
             return self.write_down(ctx, out);
         }
@@ -215,7 +223,7 @@ impl Gateway {
         }
         ctx.begin_answer();
         if told && ctx.answer.resumption.is_none() {
-            let out = ctx.answer.prelude.pass(before_error(&out), true);
+            let out = ctx.answer.prelude.pass(out.slice(..error_at), true);
             return Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer));
         }
         let out = ctx.answer.prelude.pass(out, true);
@@ -375,18 +383,6 @@ impl Context {
             ..Answer::default()
         };
     }
-}
-
-/// The events before the one that tells of an upstream's error: that is told in our words, since
-/// its own may be another dialect's, and hold what is no tenant's business.
-fn before_error(out: &Bytes) -> Bytes {
-    let Some(at) = memchr::memmem::find(out, b"error") else {
-        return Bytes::new();
-    };
-    let before = out.get(..at).unwrap_or_default();
-    let ends = [b"\n\n".as_slice(), b"\r\n\r\n", b"\r\r"];
-    let ends = ends.map(|end| Some(memchr::memmem::rfind(before, end)? + end.len()));
-    out.slice(..ends.into_iter().flatten().max().unwrap_or(0))
 }
 
 /// Has the client a final head?

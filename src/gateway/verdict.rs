@@ -432,8 +432,7 @@ impl Gateway {
         };
         ctx.upstream_at_work(false);
         if let Some(behind) = &ctx.behind {
-            behind.wait_until(None);
-            behind.doubt(None);
+            behind.wait_for_nobody();
         }
         let names = attempt.names();
         self.metrics

@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::settings::{Deadlines, FailureClass, UpstreamTimeouts};
+use crate::config::settings::{Deadlines, UpstreamTimeouts};
 
 /// The deadlines that hold for one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +56,6 @@ pub enum Late {
 }
 
 impl Late {
-    pub const ALL: [Self; 6] = [
-        Self::FirstByte,
-        Self::Queued,
-        Self::FirstContent,
-        Self::Gap,
-        Self::Total,
-        Self::Probe,
-    ];
-
     /// The word in metrics and log.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -75,12 +66,6 @@ impl Late {
             Self::Total => "total",
             Self::Probe => "probe",
         }
-    }
-
-    /// As a failure of the attempt; `None` for the request's own deadline, after which there is no
-    /// other attempt, and nobody to blame.
-    pub fn class(self) -> Option<FailureClass> {
-        (self != Self::Total).then_some(FailureClass::Deadline)
     }
 }
 
@@ -376,13 +361,6 @@ mod tests {
         ] {
             let progress = progress(start, [Some(0), head, begun, None]);
             assert_eq!(clocks.next(&progress), (start + same, late));
-        }
-    }
-
-    #[test]
-    fn only_the_requests_own_deadline_is_not_the_attempts_failure() {
-        for late in Late::ALL {
-            assert_eq!(late.class().is_none(), late == Late::Total);
         }
     }
 }

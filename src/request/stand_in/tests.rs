@@ -1,6 +1,6 @@
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-
+use http::header::TRANSFER_ENCODING;
 use pingora::ErrorSource;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
 
@@ -26,6 +26,17 @@ fn head() -> HttpTask {
     let mut head = ResponseHeader::build(200, None).unwrap();
     head.insert_header("content-length", "4").unwrap();
     HttpTask::Header(Box::new(head), false)
+}
+
+fn head_without_length() -> Box<ResponseHeader> {
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
+    Box::new(head)
+}
+
+/// Later than any test lasts.
+fn far() -> std::time::Instant {
+    std::time::Instant::now() + Duration::from_secs(86_400)
 }
 
 fn piece(text: &'static str, end: bool) -> HttpTask {
@@ -184,7 +195,7 @@ async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
     let behind = put(&mut session, terms(None));
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    let set = |after: u32| behind.wait_until(Some((start + second * after).into_std()));
+    let set = |after: u32| behind.wait_until((start + second * after).into_std(), far());
     set(10);
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 2, waiting).await.is_err());
@@ -200,7 +211,7 @@ async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
     let took = start.elapsed().as_secs_f64();
     assert!((5.9..6.1).contains(&took), "{took}");
     assert!(behind.was_late() && !behind.was_late());
-    behind.wait_until(None);
+    behind.wait_for_nobody();
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 99, waiting).await.is_err());
 }
@@ -230,7 +241,7 @@ async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
     let behind = put(&mut session, terms(None));
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    behind.wait_until(Some((start + second * 60).into_std()));
+    behind.wait_until((start + second * 60).into_std(), far());
     let from = (start + second * 5).into_std();
     behind.doubt(Some(Box::new(move |now| now >= from)));
     let departed = departure(&mut session).await;
@@ -275,19 +286,15 @@ async fn an_end_that_nobody_has_seen_is_none() {
     assert!(session.write_response_tasks(rest).await.unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_deadline_does_not_come_before_its_time() {
-    let (mut session, _client) = request().await;
-    let behind = put(&mut session, terms(None));
-    for nanos in [0, 1, 999, 1_001, 999_999, 1_000_001, 7_654_321_987] {
+    for nanos in [1, 999, 1_001, 999_999, 1_000_001, 7_654_321_987] {
+        let (mut session, _client) = request().await;
+        let behind = put(&mut session, terms(None));
         let at = Instant::now() + Duration::from_nanos(nanos);
-        behind.wait_until(Some(at.into_std()));
-        let deadline = behind.0.deadline().unwrap();
-        let later = deadline.checked_duration_since(at);
-        assert!(
-            later.is_some_and(|later| later < Duration::from_micros(1)),
-            "{nanos}"
-        );
+        behind.wait_until(at.into_std(), far());
+        departure(&mut session).await;
+        assert!(behind.was_late() && Instant::now() >= at, "{nanos}");
     }
 }
 
@@ -335,11 +342,9 @@ async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
     let behind = put(&mut session, terms(None));
     let second = Duration::from_secs(1);
     behind.open(true);
-    behind.wait_until(Some((Instant::now() + second * 2).into_std()));
+    behind.wait_until((Instant::now() + second * 2).into_std(), far());
     let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
-    let mut head = ResponseHeader::build(200, None).unwrap();
-    head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
-    let tasks = vec![HttpTask::Header(Box::new(head), false), large];
+    let tasks = vec![HttpTask::Header(head_without_length(), false), large];
     let reads = tokio::spawn(async move {
         tokio::time::sleep(second * 5).await;
         let mut got = vec![0; 100 << 10];
@@ -347,12 +352,33 @@ async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
         client
     });
     assert!(!session.write_response_tasks(tasks).await.unwrap());
-    let paused = behind.paused().as_secs_f64();
-    assert!((4.9..5.5).contains(&paused), "{paused}");
     let _client = reads.await.unwrap();
     let since = Instant::now();
     departure(&mut session).await;
     let took = since.elapsed().as_secs_f64();
     assert!((1.5..2.1).contains(&took), "{took}");
     assert!(behind.was_late());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_cannot_lengthen_its_own_request() {
+    let (mut session, mut client) = request().await;
+    let behind = put(&mut session, terms(None));
+    let second = Duration::from_secs(1);
+    behind.open(true);
+    let end = Instant::now() + second * 4;
+    behind.wait_until((Instant::now() + second * 2).into_std(), end.into_std());
+    let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
+    let reads = tokio::spawn(async move {
+        tokio::time::sleep(second * 3).await;
+        let mut got = vec![0; 100 << 10];
+        client.read_exact(&mut got).await.unwrap();
+        client
+    });
+    let tasks = vec![HttpTask::Header(head_without_length(), false), large];
+    assert!(!session.write_response_tasks(tasks).await.unwrap());
+    let _client = reads.await.unwrap();
+    departure(&mut session).await;
+    let late = Instant::now().duration_since(end);
+    assert!(behind.was_late() && late < second / 10, "{late:?}");
 }
