@@ -189,8 +189,7 @@ fn gateway(emulator: &Emulator, hold: &str) -> Gateway {
     let config = Config::for_emulator(emulator)
         .set("/retry", json!({"hold_head": hold}))
         .unguarded()
-        .set("/upstreams/0/accounts/1/priority", json!(1))
-        .set("/upstreams/0/affinity", json!(false))
+        .asked_in_turn(emulator)
         .set(
             "/upstreams/0/timeouts",
             json!({"first_byte": "400ms", "queued": "500ms", "first_content": "600ms",

@@ -9,15 +9,10 @@ const PATH: &str = "/v1/chat/completions";
 
 fn resuming(accounts: usize, times: u32) -> (Emulator, Gateway) {
     let emulator = Emulator::start(Emulator::with_accounts(accounts));
-    let mut config = Config::for_emulator(&emulator)
+    let config = Config::for_emulator(&emulator)
+        .asked_in_turn(&emulator)
         .set("/models/deepseek-flash/resume", json!(times))
-        .set("/retry", json!({"base_backoff": "1ms"}))
-        .set("/upstreams/0/affinity", json!(false))
-        .set("/upstreams/0/outlier", json!(false));
-    for account in 1..accounts {
-        let pointer = format!("/upstreams/0/accounts/{account}/priority");
-        config = config.set(&pointer, json!(account));
-    }
+        .set("/retry", json!({"base_backoff": "1ms"}));
     (emulator, Gateway::start(config))
 }
 

@@ -1,8 +1,5 @@
 //! Answers that are none: what comes in their place, and heads that are wrong.
 
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioExecutor;
-
 use super::*;
 
 async fn struck(stand: &Stand, body: &Value, order: &str) -> Answered {
@@ -243,11 +240,7 @@ async fn everything_is_struck_when_ordered_so_probes_of_health_included() {
 #[tokio::test]
 async fn on_http2_what_is_no_http_resets_its_stream_and_spares_the_others() {
     let stand = start(quick()).await;
-    let tcp = TcpStream::connect(stand.address).await.unwrap();
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
+    let mut sender = stand.over_http2().await;
     let url = format!("http://{}/chat/completions", stand.address);
     for order in ["noise", "endless_head", "length=+1", "status=101"] {
         let body = ask(&format!("[[fault:{order}]]")).to_string();

@@ -1,8 +1,5 @@
 //! The journal, the transports and the end of an emulator.
 
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioExecutor;
-
 use super::*;
 use crate::emulator::{Duplex, TlsHandshake};
 
@@ -84,11 +81,7 @@ async fn a_client_that_leaves_is_seen_at_once_in_a_stream_and_before_the_head() 
 #[tokio::test]
 async fn http2_is_spoken_with_prior_knowledge_and_a_reset_stream_is_a_client_gone() {
     let stand = start(quick()).await;
-    let tcp = TcpStream::connect(stand.address).await.unwrap();
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tcp))
-        .await
-        .unwrap();
-    tokio::spawn(connection);
+    let mut sender = stand.over_http2().await;
     let url = format!("http://{}/chat/completions", stand.address);
     let body = stream("hi").to_string();
     let response = sender

@@ -143,6 +143,20 @@ impl Config {
             .set("/retry/base_backoff", json!("1ms"))
     }
 
+    /// The emulator's accounts are asked in their order: the next one only when the one before it
+    /// cannot answer, whatever the conversation, and nobody is left out for what it failed with.
+    #[must_use]
+    pub fn asked_in_turn(self, emulator: &Emulator) -> Self {
+        let guards = ["affinity", "outlier"];
+        let plain = guards.into_iter().fold(self, |config, guard| {
+            config.set(&format!("/upstreams/0/{guard}"), json!(false))
+        });
+        (1..emulator.accounts().len()).fold(plain, |config, account| {
+            let pointer = format!("/upstreams/0/accounts/{account}/priority");
+            config.set(&pointer, json!(account))
+        })
+    }
+
     /// Sets one of `server.limits`.
     #[must_use]
     pub fn limit(self, name: &str, value: impl Into<Value>) -> Self {
