@@ -336,7 +336,7 @@ impl Passes {
         };
         let lane = self.lane.clone();
         let rules = lane.pool.settings.outlier.as_ref();
-        let awaited = std::mem::take(&mut self.awaited);
+        let awaited = std::mem::take(&mut self.awaited).then_some(self.began);
         let of_breaker = self.of_breaker.take();
         self.of_account = None;
         self.of_endpoint = None;
@@ -414,13 +414,15 @@ impl Passes {
 impl Drop for Passes {
     fn drop(&mut self) {
         if self.timed {
-            self.latencies().for_each(Latency::ended_without);
+            let began = self.began;
+            self.latencies().for_each(|it| it.ended_without(began));
         }
+        let awaited = self.awaited.then_some(self.began);
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
-            account.give_back(pass, self.awaited);
+            account.give_back(pass, awaited);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
-            slot.state.condition.give_back(pass, self.awaited);
+            slot.state.condition.give_back(pass, awaited);
         }
         if let (Some(pass), Some((breaker, _))) = (self.of_breaker, self.breaker()) {
             breaker.give_back(pass);

@@ -187,13 +187,14 @@ impl Condition {
         }
     }
 
-    /// The request that was let through has ended; `awaited` if its first content still was.
+    /// The request that was let through has ended; `awaited` since then, if its first content still
+    /// was.
     /// Nothing counts without rules, but a probe and whoever must leave.
     pub fn ended(
         &self,
         pass: Pass,
         verdict: Verdict,
-        awaited: bool,
+        awaited: Option<Instant>,
         now: Instant,
         rules: Option<&Outlier>,
     ) -> After {
@@ -202,8 +203,8 @@ impl Condition {
         if !inner.gate.is_current(pass) {
             return After::Late;
         }
-        if awaited {
-            inner.pace.ended_without();
+        if let Some(began) = awaited {
+            inner.pace.ended_without(began);
         }
         let change = match verdict {
             Verdict::Good => inner.gate.succeeded(pass, now, terms),
@@ -249,13 +250,13 @@ impl Condition {
     }
 
     /// The request that was let through ended without showing anything.
-    pub fn give_back(&self, pass: Pass, awaited: bool) {
-        if !awaited && !pass.is_probe() {
+    pub fn give_back(&self, pass: Pass, awaited: Option<Instant>) {
+        if awaited.is_none() && !pass.is_probe() {
             return;
         }
         let mut inner = self.inner.lock();
-        if awaited && inner.gate.is_current(pass) {
-            inner.pace.ended_without();
+        if let Some(began) = awaited.filter(|_| inner.gate.is_current(pass)) {
+            inner.pace.ended_without(began);
         }
         inner.gate.give_back(pass);
     }

@@ -73,10 +73,12 @@ impl Latency {
         self.0.lock().mean = 0.0;
     }
 
-    /// It is no longer waited for.
-    pub fn ended_without(&self) {
+    /// Whoever had waited for it since `began` does so no longer. Of the silence before that nothing
+    /// is known: else clients that never wait long would be taken for one that does.
+    pub fn ended_without(&self, began: Instant) {
         let mut seen = self.0.lock();
         seen.awaited = seen.awaited.saturating_sub(1);
+        seen.heard = seen.heard.max(began);
     }
 
     /// In microseconds; 0 while there is nothing to go by.
@@ -168,7 +170,22 @@ mod tests {
         assert_eq!(latency.estimate(start + MS * 7_000), 0);
         latency.began(start + MS * 6_900);
         assert_eq!(latency.estimate(start + MS * 7_000), 2_000_000);
-        latency.ended_without();
+        latency.ended_without(start);
         assert_eq!(latency.estimate(start + MS * 8_000), 0);
+    }
+
+    #[test]
+    fn clients_that_give_up_early_one_after_the_other_are_no_silence() {
+        let start = Instant::now();
+        let latency = Latency::new(start);
+        let at = |count: u32| start + MS * 100 * count;
+        for count in 0..200 {
+            latency.began(at(count));
+            if count >= 3 {
+                // Always four who wait, none of them longer than 300 ms.
+                latency.ended_without(at(count - 3));
+            }
+            assert!(latency.estimate(at(count)) <= 300_000);
+        }
     }
 }

@@ -56,9 +56,11 @@ impl Pace {
         self.filled = (self.filled + 1).min(REMEMBERED);
     }
 
-    /// It is no longer waited for.
-    pub fn ended_without(&mut self) {
+    /// Whoever had waited for it since `began` does so no longer. Of the silence before that nothing
+    /// is known: else clients that never wait long would be taken for one that does.
+    pub fn ended_without(&mut self, began: Instant) {
         self.waiting = self.waiting.saturating_sub(1);
+        self.heard = self.heard.max(began);
     }
 
     /// What first content takes; `None` if too little was seen lately.
@@ -134,7 +136,7 @@ mod tests {
         assert_eq!(pace.estimate(later), Some(Duration::from_millis(100)));
         pace.began(now);
         assert_eq!(pace.estimate(later), Some(8 * SECOND));
-        pace.ended_without();
+        pace.ended_without(now);
         assert_eq!(pace.estimate(later), Some(Duration::from_millis(100)));
     }
 
@@ -147,5 +149,20 @@ mod tests {
         pace.began(later);
         pace.first_content(SECOND, later);
         assert_eq!(pace.estimate(later), None);
+    }
+
+    #[test]
+    fn clients_that_give_up_early_one_after_the_other_are_no_silence() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let at = |count: u32| start + SECOND / 10 * count;
+        for count in 0..200 {
+            pace.began(at(count));
+            if count >= 3 {
+                pace.ended_without(at(count - 3));
+            }
+            let silence = pace.estimate(at(count)).unwrap_or_default();
+            assert!(silence <= SECOND / 10 * 3, "{silence:?}");
+        }
     }
 }

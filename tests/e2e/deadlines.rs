@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tidegate::emulator::EmulatorConfig;
 
 use crate::support::*;
 
@@ -225,4 +226,35 @@ fn a_deadline_that_is_not_understood_is_the_clients_mistake() {
         .send(gateway.address());
     assert_eq!(answer.status, 400);
     assert_eq!(emulator.calls().len(), 0);
+}
+
+#[test]
+fn tenants_in_a_hurry_put_nobody_out() {
+    let emulator = Emulator::start(EmulatorConfig {
+        first_token_delay: Duration::from_millis(400),
+        ..Emulator::with_accounts(3)
+    });
+    let gateway = Gateway::start(Config::for_emulator(&emulator));
+    let hurried = |streamed: bool| {
+        let body = with(chat("The same for all."), "stream", json!(streamed));
+        let request = Request::post("/v1/chat/completions", &body);
+        request.key("acme").header("x-tidegate-timeout", "300ms")
+    };
+    std::thread::scope(|scope| {
+        for streamed in [true, true, true, true, false, false] {
+            let (request, to) = (hurried(streamed), gateway.address());
+            scope.spawn(move || {
+                // Long enough for a silence of seconds, if it were taken for one.
+                for _ in 0..25 {
+                    assert_eq!(request.send(to).status, 504);
+                }
+            });
+        }
+    });
+    let moved = gateway.metric("tidegate_upstream_transitions_total", &[]);
+    assert_eq!(moved, 0.0, "{}", gateway.metrics());
+    assert_eq!(
+        gateway.post("/v1/chat/completions", &chat("hi")).status,
+        200
+    );
 }

@@ -22,7 +22,7 @@ fn rules() -> Outlier {
 fn fail(condition: &Condition, now: Instant) -> After {
     let rules = rules();
     let pass = condition.admit(false, now, Terms::of(Some(&rules)));
-    condition.ended(pass.unwrap(), Verdict::Bad, false, now, Some(&rules))
+    condition.ended(pass.unwrap(), Verdict::Bad, None, now, Some(&rules))
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn every_state_has_its_word() {
         account.advance(false, tried);
         assert_eq!(account.shown().state, "probing");
         let probe = account.admit(false, tried, terms).unwrap();
-        let after = account.ended(probe, Verdict::Good, false, tried, Some(&rules));
+        let after = account.ended(probe, Verdict::Good, None, tried, Some(&rules));
         assert_eq!((after, account.shown().state), (After::Nothing, "ramping"));
         account.advance(false, tried + rules.ramp);
         assert_eq!(account.shown().state, "good");
@@ -90,7 +90,7 @@ fn a_failed_probe_is_no_suspicion_and_one_that_shows_nothing_decides_nothing() {
     assert_eq!(account.look(now).streak, 0);
     let later = now + 6 * SECOND;
     let silent = account.admit(false, later, terms).unwrap();
-    account.ended(silent, Verdict::Nothing, false, later, Some(&rules));
+    account.ended(silent, Verdict::Nothing, None, later, Some(&rules));
     assert_eq!(account.shown().state, "probing");
     assert_eq!(fail(&account, later), After::Left);
     assert_eq!(account.shown().state, "failing");
@@ -106,7 +106,7 @@ fn an_end_that_comes_late_changes_nothing() {
     account.leave(Reason::Failures, "", now, terms);
     assert!(account.is_late(early));
     for verdict in [Verdict::Bad, Verdict::Leave(Reason::Refused)] {
-        let after = account.ended(early, verdict, false, now, Some(&rules));
+        let after = account.ended(early, verdict, None, now, Some(&rules));
         assert_eq!((after, account.shown().state), (After::Late, "failing"));
     }
 }
@@ -125,7 +125,7 @@ fn stragglers_of_an_outage_do_not_make_who_is_back_slow() {
     account.first_content(probe, Some(SECOND / 10), false, later, terms);
     for pass in early {
         account.first_content(pass, Some(20 * SECOND), false, later, terms);
-        account.give_back(pass, true);
+        account.give_back(pass, Some(now));
     }
     assert_eq!(account.shown().state, "ramping");
     assert_eq!(account.look(later + SECOND).pace, None);
