@@ -235,17 +235,32 @@ fn tenants_in_a_hurry_put_nobody_out() {
         ..Emulator::with_accounts(3)
     });
     let gateway = Gateway::start(Config::for_emulator(&emulator));
-    let hurried = |streamed: bool| {
+    let hurried = |streamed: bool, time: &str| {
         let body = with(chat("The same for all."), "stream", json!(streamed));
         let request = Request::post("/v1/chat/completions", &body);
-        request.key("acme").header("x-tidegate-timeout", "300ms")
+        request.key("acme").header("x-tidegate-timeout", time)
     };
+    let to = gateway.address();
     std::thread::scope(|scope| {
-        for streamed in [true, true, true, true, false, false] {
-            let (request, to) = (hurried(streamed), gateway.address());
+        // What is usual: enough at each account for it to be held against the others.
+        for thread in 0..10 {
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let question = chat_stream(&format!("Question {thread} {round}."));
+                    let request = Request::post("/v1/chat/completions", &question);
+                    assert_eq!(request.key("acme").send(to).status, 200);
+                }
+            });
+        }
+    });
+    std::thread::scope(|scope| {
+        // Out of step, so that somebody waits at any moment.
+        let times = ["180ms", "210ms", "240ms", "270ms", "300ms", "330ms"];
+        for (index, time) in times.into_iter().enumerate() {
+            let request = hurried(index != 0, time);
             scope.spawn(move || {
                 // Long enough for a silence of seconds, if it were taken for one.
-                for _ in 0..25 {
+                for _ in 0..40 {
                     assert_eq!(request.send(to).status, 504);
                 }
             });
