@@ -89,10 +89,6 @@ impl Gateway {
             None => Some(*charge),
             Some(sum) => Some(sum.and(charge)),
         });
-        if let Some(lease) = admitted.lease.take() {
-            let used = sum.as_ref().map(amounts).unwrap_or_default();
-            lease.settle(&used, &now);
-        }
         for (names, charge) in &broken {
             self.post(ctx, *names, charge, now.wall);
         }
@@ -101,6 +97,11 @@ impl Gateway {
                 learn(ctx, &admitted.learned, charge);
             }
             self.post(ctx, last, charge, now.wall);
+        }
+        // Last: whoever sees that nothing is reserved any more may look at all that was posted.
+        if let Some(lease) = admitted.lease.take() {
+            let used = sum.as_ref().map(amounts).unwrap_or_default();
+            lease.settle(&used, &now);
         }
         sum
     }

@@ -94,11 +94,7 @@ fn refused(emulator: &Emulator, gateway: &Gateway, rows: &[Row]) {
         }
     }
     assert_eq!(emulator.calls(), Vec::<Value>::new());
-    eventually("nothing is in flight", SOON, || {
-        let left = gateway.metric("tidegate_requests_in_flight", &[])
-            + gateway.metric("tidegate_account_in_flight", &[]);
-        (left == 0.0).then_some(())
-    });
+    gateway.wait_until_idle(SOON);
     assert_eq!(gateway.metric("tidegate_tokens_total", &[]), tokens);
 }
 

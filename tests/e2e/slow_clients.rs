@@ -140,9 +140,7 @@ fn a_file_upload_that_stalls_is_ended_and_gives_its_upstream_back() {
         assert!((400..500).contains(&answer.status), "{}", answer.text());
     }
     was_cut_after_a_second(began.elapsed());
-    eventually("nothing is in flight", SOON, || {
-        (gateway.metric("tidegate_requests_in_flight", &[]) == 0.0).then_some(())
-    });
+    gateway.wait_until_idle(SOON);
     assert!(emulator.calls().iter().all(|call| call["status"].is_null()));
 }
 

@@ -104,6 +104,7 @@ fn a_whole_answer_that_ends_with_trailers_arrives_whole() {
         (&line["prompt_tokens"], &line["ending"]),
         (&json!(9), &json!("complete"))
     );
+    gateway.wait_until_idle(SOON);
     let ok = gateway.metric("tidegate_attempts_total", &["outcome=\"ok\""]);
     assert_eq!(ok, 2.0);
 }

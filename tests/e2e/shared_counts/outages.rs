@@ -160,10 +160,7 @@ fn a_local_share_of_places_and_buckets_holds_too() {
     drop(before);
     // Three were sent through each, of ten in an hour.
     for gateway in &stage.gateways {
-        eventually("the places are free", SOON, || {
-            let in_flight = gateway.metric("tidegate_requests_in_flight", &[]);
-            (in_flight == 0.0).then_some(())
-        });
+        gateway.wait_until_idle(SOON);
         let admitted = (0..10).filter(|_| status(gateway) == 200).count();
         assert_eq!(admitted, 7);
     }

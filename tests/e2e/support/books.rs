@@ -139,9 +139,12 @@ impl Gateway {
         (number("used"), number("reserved"))
     }
 
-    /// Waits until nothing is under way and nothing is held, for anybody.
+    /// Waits until nothing is under way and nothing is held, for anybody. A client has its answer
+    /// a moment before the request's record is made: what is counted there is whole after this.
     pub fn wait_until_idle(&self, within: std::time::Duration) {
         let held = [
+            "tidegate_requests_in_flight",
+            "tidegate_account_in_flight",
             "tidegate_requests_admitted",
             "tidegate_leases_open",
             "tidegate_leases_unmatched",
