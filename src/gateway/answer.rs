@@ -270,7 +270,14 @@ impl Gateway {
                 (join(ctx.answer.withheld.finish(), Some(out)), fault)
             }
             Watch::Stream(scanner) => {
-                let rest = scanner.finish();
+                let unfinished = scanner.unfinished();
+                let mut rest = scanner.finish();
+                let mut out = out;
+                if scanner.error_at().is_some() && ctx.answer.resumption.is_none() {
+                    // An error without its blank line: it goes out in our words alone.
+                    out.truncate(out.len().saturating_sub(unfinished));
+                    rest = None;
+                }
                 let seen = scanner.seen();
                 let error = seen.error.is_some();
                 let (ended, foreign) = (seen.ended, seen.foreign);

@@ -44,6 +44,8 @@ pub struct Scanner {
     strip: Option<Strip>,
     /// Where in the fragment the current event begins; 0 if it began before.
     event_at: usize,
+    /// How much of what went out belongs to an event that is not finished.
+    unfinished: usize,
     error_at: Option<usize>,
 }
 
@@ -66,6 +68,7 @@ impl Scanner {
             pattern: Pattern::default(),
             strip: (openai && strip_usage).then(Strip::default),
             event_at: 0,
+            unfinished: 0,
             error_at: None,
         }
     }
@@ -106,10 +109,25 @@ impl Scanner {
         if let Some(span) = here {
             self.data.push(text.get(span).unwrap_or_default());
         }
-        match &mut self.strip {
+        let before = self.before_event();
+        let out = match &mut self.strip {
             Some(strip) => strip.end(&fragment, comment),
             None => fragment,
-        }
+        };
+        self.unfinished = out.len().saturating_sub(before);
+        out
+    }
+
+    /// How much of what the last [`Self::feed`] returned, at its end, belongs to an event that was
+    /// not finished there.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
+    }
+
+    /// How much goes out of the fragment before the current event.
+    fn before_event(&self) -> usize {
+        let stripped = self.strip.as_ref().map(Strip::before_event);
+        stripped.unwrap_or(self.event_at)
     }
 
     /// Ends the stream: what is unfinished is read as if it were finished.
@@ -360,8 +378,7 @@ impl Scanner {
         self.seen.finish_reason = latest.or(earlier);
         if self.seen.error.is_none() && reading.error.is_some() {
             self.seen.error = reading.error;
-            let stripped = self.strip.as_ref().map(Strip::before_event);
-            self.error_at = Some(stripped.unwrap_or(self.event_at));
+            self.error_at = Some(self.before_event());
         }
         if let Some(object) = reading.usage {
             let usage = match self.shape {

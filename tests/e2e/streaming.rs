@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::support::hostile::Hostile;
 use crate::support::*;
 
 /// A chat whose answer takes its time.
@@ -240,6 +241,41 @@ fn is_told(what: &str, text: &str, anthropic: bool) {
     if anthropic {
         assert!(text.contains("event: error\n"), "{what}: {text}");
         assert_eq!(errors[0]["type"], "error");
+    }
+}
+
+#[test]
+fn an_error_event_is_told_in_our_words_wherever_it_stands() {
+    const SAID: &str =
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"no error yet\"}}]}\n\n";
+    const ERROR: &str = "data: {\"error\":{\"message\":\"account sk-1 at node 7\"}}";
+    for (what, body) in [
+        ("behind content", [SAID, ERROR, "\n\n"].concat()),
+        ("before content", [SAID, ERROR, "\n\n", SAID].concat()),
+        ("without its blank line", [SAID, ERROR, "\n"].concat()),
+        ("without its line's end", [SAID, ERROR].concat()),
+    ] {
+        let length = body.len();
+        let upstream = Hostile::always(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{body}"
+        ));
+        let accounts = [("main".to_owned(), "sk-x".to_owned())];
+        for options in [json!(null), json!({"include_usage": true})] {
+            let config = Config::for_urls(&[upstream.url()], &accounts);
+            let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
+            let body = with(chat_stream("hi"), "stream_options", options);
+            let answer = gateway.stream("/v1/chat/completions", &body).rest();
+            let text = answer.text();
+            assert_eq!(
+                (answer.status, answer.ending),
+                (200, Ending::Broken),
+                "{what}"
+            );
+            assert!(text.starts_with(SAID), "{what}: {text}");
+            assert_eq!(text.matches("no error yet").count(), 1, "{what}: {text}");
+            assert!(!text.contains("node 7"), "{what}: {text}");
+            is_told(what, &text, false);
+        }
     }
 }
 

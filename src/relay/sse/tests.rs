@@ -386,3 +386,21 @@ fn what_comes_before_an_error_can_be_told_from_it_however_it_is_cut() {
     scanner.feed(Bytes::from_static(b"\n\n"));
     assert_eq!(scanner.error_at(), None);
 }
+
+#[test]
+fn how_much_of_a_piece_is_an_unfinished_event_can_be_told() {
+    let said = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
+    let error = "data: {\"error\":{\"message\":\"secret\"}}\n";
+    for strip in [false, true] {
+        let mut scanner = Scanner::new(Shape::Chat, strip);
+        let out = scanner.feed(Bytes::from([said, error].concat()));
+        // What is held back is not out.
+        let (passed, rest) = out.split_at(out.len() - scanner.unfinished());
+        assert_eq!(passed, said.as_bytes(), "{strip}");
+        assert_eq!(rest, if strip { b"" } else { error.as_bytes() });
+        scanner.feed(Bytes::from_static(b"\n"));
+        assert!(scanner.seen().error.is_some());
+        scanner.feed(Bytes::from(said));
+        assert_eq!(scanner.unfinished(), 0);
+    }
+}
