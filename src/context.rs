@@ -298,8 +298,13 @@ impl Context {
             }
         }
         if let Some(behind) = &self.behind {
+            match step {
+                Step::Sent => behind.begin_wait(attempt.clocks.ends(self.started)),
+                Step::Content => behind.begin_wait_anew(),
+                Step::Head | Step::KeepAlive | Step::Begun => {}
+            }
             let (deadline, _) = attempt.clocks.next(&attempt.progress);
-            behind.wait_until(deadline, attempt.clocks.ends(self.started));
+            behind.wait_until(deadline);
         }
     }
 

@@ -144,7 +144,20 @@ impl StandIn {
     async fn pass_on(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let end = tasks.iter().any(HttpTask::is_end);
         let began = Instant::now();
-        let passed = self.client.response_duplex_vec(tasks).await;
+        let left = self.shared.clock.left(began);
+        let hurries =
+            left.filter(|left| self.client.get_write_timeout().is_none_or(|it| it > *left));
+        let passing = self.client.response_duplex_vec(tasks);
+        let passed = match hurries {
+            // Nobody looks at the request's own end while the client takes nothing.
+            Some(left) => tokio::time::timeout(left, passing)
+                .await
+                .unwrap_or_else(|_| {
+                    let why = "the client took too long for the time its request has";
+                    Error::e_explain(ErrorType::WriteTimedout, why).map_err(Error::into_down)
+                }),
+            None => passing.await,
+        };
         self.shared.clock.put_off(began.elapsed());
         match passed {
             Err(cause) => self.leave(cause).await.map(|()| end),

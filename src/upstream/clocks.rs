@@ -136,9 +136,14 @@ impl Clocks {
         next
     }
 
-    /// Which deadline has passed, if one has.
+    /// Which deadline has passed, if one has. Where the client held up an earlier one until the
+    /// request's own time was over, it is that.
     pub fn is_late(&self, progress: &Progress, now: Instant) -> Option<Late> {
         let (at, late) = self.next(progress);
+        let ends = self.ends(progress.started_at);
+        if now >= ends && at < ends {
+            return Some(Late::Total);
+        }
         if now >= at {
             return Some(late);
         }

@@ -61,10 +61,20 @@ impl Behind {
         self.0.open.store(is, Ordering::Release);
     }
 
-    /// Until when the upstream's next sign is waited for. What the client holds up itself puts it
-    /// off, but not beyond `end`.
-    pub fn wait_until(&self, deadline: std::time::Instant, end: std::time::Instant) {
-        self.0.clock.wait_until(deadline, end);
+    /// An upstream is waited for from now on, until `end` at the latest.
+    pub fn begin_wait(&self, end: std::time::Instant) {
+        self.0.clock.begin(end);
+    }
+
+    /// There was content; what comes after it is waited for anew.
+    pub fn begin_wait_anew(&self) {
+        self.0.clock.begin_anew();
+    }
+
+    /// Until when the next sign is waited for. What the client holds up itself puts it off, as long
+    /// as the same is waited for.
+    pub fn wait_until(&self, deadline: std::time::Instant) {
+        self.0.clock.wait_until(deadline);
     }
 
     /// No upstream is waited for any more.

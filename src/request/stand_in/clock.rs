@@ -26,6 +26,8 @@ pub(super) struct Clock {
     deadline: AtomicU64,
     /// Nothing puts the deadline off beyond this.
     end: AtomicU64,
+    /// By how much it was put off since the wait began.
+    slack: AtomicU64,
     late: AtomicBool,
     /// When the doubt is asked next.
     look: AtomicU64,
@@ -48,6 +50,7 @@ impl Clock {
             epoch,
             deadline: AtomicU64::new(NEVER),
             end: AtomicU64::new(NEVER),
+            slack: AtomicU64::new(0),
             late: AtomicBool::new(false),
             look: AtomicU64::new(NEVER),
             doubt: Mutex::default(),
@@ -55,10 +58,37 @@ impl Clock {
         }
     }
 
-    pub(super) fn wait_until(&self, deadline: std::time::Instant, end: std::time::Instant) {
-        let [deadline, end] = [deadline, end].map(|at| self.micros(Instant::from_std(at)));
+    /// A wait begins that is over at `end` at the latest.
+    pub(super) fn begin(&self, end: std::time::Instant) {
+        let end = self.micros(Instant::from_std(end));
         self.end.store(end, Ordering::Release);
+        self.slack.store(0, Ordering::Release);
+    }
+
+    /// There was content: what is waited for now is something else.
+    pub(super) fn begin_anew(&self) {
+        if self.slack.load(Ordering::Acquire) != 0 {
+            self.slack.store(0, Ordering::Release);
+        }
+    }
+
+    pub(super) fn wait_until(&self, deadline: std::time::Instant) {
+        let deadline = self.micros(Instant::from_std(deadline));
+        let deadline = self.later(deadline, self.slack.load(Ordering::Acquire));
         self.deadline.store(deadline, Ordering::Release);
+    }
+
+    /// `at`, put off by so much, but not beyond the end.
+    fn later(&self, at: u64, by: u64) -> u64 {
+        let end = self.end.load(Ordering::Acquire);
+        at.saturating_add(by).min(end).max(at)
+    }
+
+    /// How much time is left for the request as a whole; `None` if nobody is waited for.
+    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
+        let end = self.end.load(Ordering::Acquire);
+        let left = || Duration::from_micros(end.saturating_sub(self.micros(now)));
+        (end != NEVER).then(left)
     }
 
     pub(super) fn rest(&self) {
@@ -93,9 +123,9 @@ impl Clock {
             return;
         }
         let by = u64::try_from(by.as_micros()).unwrap_or(NEVER);
-        let end = self.end.load(Ordering::Acquire);
-        let later = |at: u64| (at != NEVER).then(|| at.saturating_add(by).min(end).max(at));
         let order = Ordering::AcqRel;
+        self.slack.fetch_add(by, order);
+        let later = |at: u64| (at != NEVER).then(|| self.later(at, by));
         // There may be none.
         let _ = self.deadline.fetch_update(order, Ordering::Acquire, later);
     }

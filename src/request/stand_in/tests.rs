@@ -34,9 +34,10 @@ fn head_without_length() -> Box<ResponseHeader> {
     Box::new(head)
 }
 
-/// Later than any test lasts.
-fn far() -> std::time::Instant {
-    std::time::Instant::now() + Duration::from_secs(86_400)
+/// Waits until `deadline` for a request that lasts longer than any test.
+fn wait_until(behind: &Behind, deadline: Instant) {
+    behind.begin_wait(std::time::Instant::now() + Duration::from_secs(86_400));
+    behind.wait_until(deadline.into_std());
 }
 
 fn piece(text: &'static str, end: bool) -> HttpTask {
@@ -195,7 +196,7 @@ async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
     let behind = put(&mut session, terms(None));
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    let set = |after: u32| behind.wait_until((start + second * after).into_std(), far());
+    let set = |after: u32| wait_until(&behind, start + second * after);
     set(10);
     let waiting = session.downstream_session.read_body_or_idle(true);
     assert!(tokio::time::timeout(second * 2, waiting).await.is_err());
@@ -241,7 +242,7 @@ async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
     let behind = put(&mut session, terms(None));
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    behind.wait_until((start + second * 60).into_std(), far());
+    wait_until(&behind, start + second * 60);
     let from = (start + second * 5).into_std();
     behind.doubt(Some(Box::new(move |now| now >= from)));
     let departed = departure(&mut session).await;
@@ -292,7 +293,7 @@ async fn a_deadline_does_not_come_before_its_time() {
         let (mut session, _client) = request().await;
         let behind = put(&mut session, terms(None));
         let at = Instant::now() + Duration::from_nanos(nanos);
-        behind.wait_until(at.into_std(), far());
+        wait_until(&behind, at);
         departure(&mut session).await;
         assert!(behind.was_late() && Instant::now() >= at, "{nanos}");
     }
@@ -342,7 +343,8 @@ async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
     let behind = put(&mut session, terms(None));
     let second = Duration::from_secs(1);
     behind.open(true);
-    behind.wait_until((Instant::now() + second * 2).into_std(), far());
+    let deadline = Instant::now() + second * 2;
+    wait_until(&behind, deadline);
     let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
     let tasks = vec![HttpTask::Header(head_without_length(), false), large];
     let reads = tokio::spawn(async move {
@@ -354,6 +356,8 @@ async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
     assert!(!session.write_response_tasks(tasks).await.unwrap());
     let _client = reads.await.unwrap();
     let since = Instant::now();
+    // A sign that is none of content sets the same deadline again.
+    behind.wait_until(deadline.into_std());
     departure(&mut session).await;
     let took = since.elapsed().as_secs_f64();
     assert!((1.5..2.1).contains(&took), "{took}");
@@ -367,7 +371,8 @@ async fn a_slow_client_cannot_lengthen_its_own_request() {
     let second = Duration::from_secs(1);
     behind.open(true);
     let end = Instant::now() + second * 4;
-    behind.wait_until((Instant::now() + second * 2).into_std(), end.into_std());
+    behind.begin_wait(end.into_std());
+    behind.wait_until((Instant::now() + second * 2).into_std());
     let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
     let reads = tokio::spawn(async move {
         tokio::time::sleep(second * 3).await;
@@ -381,4 +386,20 @@ async fn a_slow_client_cannot_lengthen_its_own_request() {
     departure(&mut session).await;
     let late = Instant::now().duration_since(end);
     assert!(behind.was_late() && late < second / 10, "{late:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_left_when_its_request_is_over() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    session.set_write_timeout(Some(Duration::from_secs(30)));
+    behind.open(true);
+    let end = Instant::now() + Duration::from_secs(4);
+    behind.begin_wait(end.into_std());
+    let large = HttpTask::Body(Some(Bytes::from(vec![b'x'; 100 << 10])), false);
+    let tasks = vec![HttpTask::Header(head_without_length(), false), large];
+    let error = session.write_response_tasks(tasks).await.unwrap_err();
+    assert_eq!(error.etype(), &ErrorType::WriteTimedout);
+    let late = Instant::now().duration_since(end);
+    assert!(late < Duration::from_millis(10), "{late:?}");
 }
