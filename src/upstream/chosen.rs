@@ -273,10 +273,10 @@ impl Passes {
         let pool = &self.lane.pool;
         let took = now.saturating_duration_since(self.began);
         self.lane.first_content(self.account, took, self.began, now);
-        let timed = std::mem::take(&mut self.timed).then_some(took);
-        let took = self.awaited.then_some(took);
+        let timed = std::mem::take(&mut self.timed);
+        let awaited = self.awaited.then_some(self.began);
         // Only of a probe: of others, one says nothing.
-        let watched = |pass: Pass| took.filter(|_| pass.is_probe());
+        let watched = |pass: Pass| (awaited.is_some() && pass.is_probe()).then_some(took);
         if let (Some(pass), Some(account)) = (self.of_account, self.account()) {
             let slow = watched(pass).is_some_and(|it| pool.is_slow_account(self.account, it, now));
             if pass.is_probe()
@@ -285,7 +285,7 @@ impl Passes {
             {
                 place.latency.forget();
             }
-            account.first_content(pass, took, slow, now, pool.terms);
+            account.first_content(pass, awaited, slow, now, pool.terms);
         }
         if let (Some(pass), Some(slot)) = (self.of_endpoint, self.slot()) {
             let slow = watched(pass);
@@ -294,11 +294,11 @@ impl Passes {
                 slot.state.latency.forget();
             }
             let (condition, terms) = (&slot.state.condition, pool.watch().terms);
-            condition.first_content(pass, took, slow, now, terms);
+            condition.first_content(pass, awaited, slow, now, terms);
         }
-        if let Some(took) = timed {
+        if timed {
             let latencies = self.latencies();
-            latencies.for_each(|latency| latency.first_content(took, now));
+            latencies.for_each(|latency| latency.first_content(self.began, now));
         }
         if let (Some(pass), Some((breaker, rules))) = (self.of_breaker, self.breaker())
             && pass.is_probe()

@@ -157,17 +157,17 @@ impl Condition {
         Some(pass)
     }
 
-    /// The request that was let through shows first content; `took` if it was awaited. Is it `slow`
-    /// beside the peers, a probe has failed.
+    /// The request that was let through shows first content; `awaited` since then, if it was. Is it
+    /// `slow` beside the peers, a probe has failed.
     pub fn first_content(
         &self,
         pass: Pass,
-        took: Option<Duration>,
+        awaited: Option<Instant>,
         slow: bool,
         now: Instant,
         terms: Terms,
     ) {
-        if took.is_none() && !pass.is_probe() {
+        if awaited.is_none() && !pass.is_probe() {
             return;
         }
         let mut inner = self.inner.lock();
@@ -175,8 +175,8 @@ impl Condition {
         if !inner.gate.is_current(pass) {
             return;
         }
-        if let Some(took) = took {
-            inner.pace.first_content(took, now);
+        if let Some(began) = awaited {
+            inner.pace.first_content(began, now);
         }
         let change = match slow {
             true => inner.gate.failed(pass, now, terms, self.roll()),

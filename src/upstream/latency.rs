@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::silence::Silence;
+
 /// How long a peak takes to fade to a third.
 const FADING: Duration = Duration::from_secs(10);
 /// What was seen longer ago says nothing of now.
 const FRESH: Duration = Duration::from_secs(60);
 /// In microseconds. What has faded to less is nothing to go by.
 const LEAST: f64 = 1_000.0;
-/// As many must wait for a silence to say something: one may be a long prompt, or queued there.
-const WAITING: u32 = 3;
 
 /// The first contents of one account's model, or of one endpoint.
 #[derive(Debug)]
@@ -29,9 +29,7 @@ struct Seen {
     mean: f64,
     /// When the mean last moved.
     moved: Instant,
-    awaited: u32,
-    /// The last first content, or the first request since nobody waited.
-    heard: Instant,
+    silence: Silence,
 }
 
 impl Latency {
@@ -39,26 +37,20 @@ impl Latency {
         Self(Mutex::new(Seen {
             mean: 0.0,
             moved: now,
-            awaited: 0,
-            heard: now,
+            silence: Silence::new(now),
         }))
     }
 
     /// First content is waited for from now on.
     pub fn began(&self, now: Instant) {
-        let mut seen = self.0.lock();
-        if seen.awaited == 0 {
-            seen.heard = now;
-        }
-        seen.awaited = seen.awaited.saturating_add(1);
+        self.0.lock().silence.began(now);
     }
 
-    /// It came, after so long.
-    pub fn first_content(&self, took: Duration, now: Instant) {
+    /// It came, to whoever had waited for it since `began`.
+    pub fn first_content(&self, began: Instant, now: Instant) {
         let mut seen = self.0.lock();
-        seen.awaited = seen.awaited.saturating_sub(1);
-        seen.heard = now;
-        let sample = micros(took).max(1.0);
+        seen.silence.broken(began, now);
+        let sample = micros(now.saturating_duration_since(began)).max(1.0);
         let past = now.saturating_duration_since(seen.moved).as_secs_f64();
         let kept = (-past / FADING.as_secs_f64()).exp();
         seen.mean = match seen.mean {
@@ -73,21 +65,15 @@ impl Latency {
         self.0.lock().mean = 0.0;
     }
 
-    /// Whoever had waited for it since `began` does so no longer. Of the silence before that nothing
-    /// is known: else clients that never wait long would be taken for one that does.
+    /// Whoever had waited for it since `began` does so no longer.
     pub fn ended_without(&self, began: Instant) {
-        let mut seen = self.0.lock();
-        seen.awaited = seen.awaited.saturating_sub(1);
-        seen.heard = seen.heard.max(began);
+        self.0.lock().silence.left(began);
     }
 
     /// In microseconds; 0 while there is nothing to go by.
     pub fn estimate(&self, now: Instant) -> u64 {
         let seen = self.0.lock();
-        let silence = match seen.awaited {
-            0..WAITING => 0.0,
-            _ => micros(now.saturating_duration_since(seen.heard)),
-        };
+        let silence = seen.silence.lasts(now).map_or(0.0, micros);
         // A silence shorter than the usual is none.
         seen.faded(now).max(silence).min(1e15) as u64
     }
@@ -124,8 +110,9 @@ mod tests {
         let latency = Latency::new(start);
         assert_eq!(latency.estimate(start), 0);
         let seen = |took: u32, at: Instant| {
-            latency.began(at);
-            latency.first_content(MS * took, at);
+            let began = at - MS * took;
+            latency.began(began);
+            latency.first_content(began, at);
             latency.estimate(at)
         };
         assert_eq!(seen(100, start), 100_000);
@@ -139,25 +126,27 @@ mod tests {
     fn whoever_has_recovered_is_not_held_to_what_it_was() {
         let start = Instant::now();
         let latency = Latency::new(start);
+        let at = |ms: u32| start + MS * ms;
         latency.began(start);
-        latency.first_content(MS * 9_000, start);
-        latency.began(start);
+        latency.first_content(start, at(9_000));
+        latency.began(at(9_000));
         latency.forget();
-        latency.first_content(MS * 100, start + MS);
-        assert_eq!(latency.estimate(start + MS), 100_000);
+        latency.first_content(at(9_000), at(9_100));
+        assert_eq!(latency.estimate(at(9_100)), 100_000);
     }
 
     #[test]
     fn a_peak_fades_without_traffic_too() {
-        let start = Instant::now();
-        let latency = Latency::new(start);
-        latency.began(start);
-        latency.first_content(MS * 20_000, start);
+        let began = Instant::now();
+        let latency = Latency::new(began);
+        latency.began(began);
+        let start = began + MS * 20_000;
+        latency.first_content(began, start);
         let later = latency.estimate(start + FADING);
         assert!((7_000_000..7_500_000).contains(&later), "{later}");
         assert_eq!(latency.estimate(start + FRESH), 0);
         latency.began(start + FRESH);
-        latency.first_content(MS * 2, start + FRESH);
+        latency.first_content(start + FRESH, start + FRESH + MS * 2);
         assert_eq!(latency.estimate(start + FRESH + FADING), 0);
     }
 
@@ -165,27 +154,13 @@ mod tests {
     fn a_silence_counts_while_several_wait() {
         let start = Instant::now();
         let latency = Latency::new(start);
-        latency.began(start + MS * 5_000);
-        latency.began(start + MS * 6_900);
+        let began = [5_000, 6_000, 6_500].map(|ms| start + MS * ms);
+        latency.began(began[0]);
+        latency.began(began[1]);
         assert_eq!(latency.estimate(start + MS * 7_000), 0);
-        latency.began(start + MS * 6_900);
-        assert_eq!(latency.estimate(start + MS * 7_000), 2_000_000);
-        latency.ended_without(start);
+        latency.began(began[2]);
+        assert_eq!(latency.estimate(start + MS * 8_000), 1_500_000);
+        latency.ended_without(began[0]);
         assert_eq!(latency.estimate(start + MS * 8_000), 0);
-    }
-
-    #[test]
-    fn clients_that_give_up_early_one_after_the_other_are_no_silence() {
-        let start = Instant::now();
-        let latency = Latency::new(start);
-        let at = |count: u32| start + MS * 100 * count;
-        for count in 0..200 {
-            latency.began(at(count));
-            if count >= 3 {
-                // Always four who wait, none of them longer than 300 ms.
-                latency.ended_without(at(count - 3));
-            }
-            assert!(latency.estimate(at(count)) <= 300_000);
-        }
     }
 }

@@ -42,5 +42,6 @@ pub mod queue;
 pub mod registry;
 pub mod retry;
 pub mod signing;
+pub mod silence;
 pub mod transitions;
 pub mod window;

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::silence::Silence;
+
 /// First contents that are remembered.
 const REMEMBERED: usize = 9;
 /// As many make a median.
 const ENOUGH: usize = 5;
-/// As many must wait for a silence to say something.
-const WAITING: u32 = 3;
 /// What was seen longer ago says nothing of now.
 const FRESH: Duration = Duration::from_secs(60);
 
@@ -19,9 +19,7 @@ pub struct Pace {
     /// Of `latest`; the oldest is overwritten.
     filled: usize,
     next: usize,
-    waiting: u32,
-    /// The last first content, or the first request since nobody waited.
-    heard: Instant,
+    silence: Silence,
 }
 
 impl Pace {
@@ -30,67 +28,62 @@ impl Pace {
             latest: [Duration::ZERO; REMEMBERED],
             filled: 0,
             next: 0,
-            waiting: 0,
-            heard: now,
+            silence: Silence::new(now),
         }
     }
 
     /// First content is waited for from now on.
     pub fn began(&mut self, now: Instant) {
-        if self.waiting == 0 {
-            self.expire(now);
-            self.heard = now;
-        }
-        self.waiting = self.waiting.saturating_add(1);
+        self.expire(now);
+        self.silence.began(now);
     }
 
-    /// It came, after so long.
-    pub fn first_content(&mut self, took: Duration, now: Instant) {
+    /// It came, to whoever had waited for it since `began`.
+    pub fn first_content(&mut self, began: Instant, now: Instant) {
         self.expire(now);
-        self.waiting = self.waiting.saturating_sub(1);
-        self.heard = now;
+        self.silence.broken(began, now);
         if let Some(slot) = self.latest.get_mut(self.next) {
-            *slot = took;
+            *slot = now.saturating_duration_since(began);
         }
         self.next = (self.next + 1) % REMEMBERED;
         self.filled = (self.filled + 1).min(REMEMBERED);
     }
 
-    /// Whoever had waited for it since `began` does so no longer. Of the silence before that nothing
-    /// is known: else clients that never wait long would be taken for one that does.
+    /// Whoever had waited for it since `began` does so no longer.
     pub fn ended_without(&mut self, began: Instant) {
-        self.waiting = self.waiting.saturating_sub(1);
-        self.heard = self.heard.max(began);
+        self.silence.left(began);
     }
 
     /// What first content takes; `None` if too little was seen lately.
     pub fn estimate(&self, now: Instant) -> Option<Duration> {
-        let quiet = now.saturating_duration_since(self.heard);
-        let silence = (self.waiting >= WAITING).then_some(quiet);
-        let enough = self.filled >= ENOUGH && (self.waiting > 0 || quiet < FRESH);
+        let enough = self.filled >= ENOUGH && !self.is_stale(now);
         let median = enough.then(|| {
             let mut latest = self.latest;
             let seen = latest.get_mut(..self.filled).unwrap_or_default();
             seen.sort_unstable();
             seen.get(seen.len() / 2).copied().unwrap_or_default()
         });
-        median.max(silence)
+        median.max(self.silence.lasts(now))
     }
 
     /// What was seen before is over: it began anew.
     pub fn forget(&mut self, now: Instant) {
         self.filled = 0;
         self.next = 0;
-        self.heard = now;
+        self.silence.begin_anew(now);
     }
 
     /// Those who wait are none of those that count; nothing more is told of them.
     pub fn forget_waiting(&mut self) {
-        self.waiting = 0;
+        self.silence.forget_waiting();
+    }
+
+    fn is_stale(&self, now: Instant) -> bool {
+        !self.silence.is_waited_for() && self.silence.since_heard(now) >= FRESH
     }
 
     fn expire(&mut self, now: Instant) {
-        if self.waiting == 0 && now.saturating_duration_since(self.heard) >= FRESH {
+        if self.is_stale(now) {
             self.forget(now);
         }
     }
@@ -105,8 +98,9 @@ mod tests {
     fn seen(times: &[u64], now: Instant) -> Pace {
         let mut pace = Pace::new(now);
         for millis in times {
-            pace.began(now);
-            pace.first_content(Duration::from_millis(*millis), now);
+            let began = now - Duration::from_millis(*millis);
+            pace.began(began);
+            pace.first_content(began, now);
         }
         pace
     }
@@ -147,22 +141,7 @@ mod tests {
         let later = now + FRESH;
         assert_eq!(pace.estimate(later), None);
         pace.began(later);
-        pace.first_content(SECOND, later);
+        pace.first_content(later, later + SECOND);
         assert_eq!(pace.estimate(later), None);
-    }
-
-    #[test]
-    fn clients_that_give_up_early_one_after_the_other_are_no_silence() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        let at = |count: u32| start + SECOND / 10 * count;
-        for count in 0..200 {
-            pace.began(at(count));
-            if count >= 3 {
-                pace.ended_without(at(count - 3));
-            }
-            let silence = pace.estimate(at(count)).unwrap_or_default();
-            assert!(silence <= SECOND / 10 * 3, "{silence:?}");
-        }
     }
 }

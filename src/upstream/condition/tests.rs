@@ -122,9 +122,9 @@ fn stragglers_of_an_outage_do_not_make_who_is_back_slow() {
     let later = now + 20 * SECOND;
     account.advance(false, later);
     let probe = account.admit(true, later, terms).unwrap();
-    account.first_content(probe, Some(SECOND / 10), false, later, terms);
+    account.first_content(probe, Some(later), false, later, terms);
     for pass in early {
-        account.first_content(pass, Some(20 * SECOND), false, later, terms);
+        account.first_content(pass, Some(now), false, later, terms);
         account.give_back(pass, Some(now));
     }
     assert_eq!(account.shown().state, "ramping");
