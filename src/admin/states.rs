@@ -77,7 +77,8 @@ pub fn endpoints(pool: &Pool, now: Instant) -> Vec<Value> {
             "reason": shown.reason.map(Reason::as_str),
             "until": shown.until.and_then(|until| moment(until, now)),
             "healthy": pool.is_used(slot, now),
-            "addresses": slot.state.address_count(),
+            "addresses": slot.state.addresses.count(),
+            "addresses_passed_over": slot.state.addresses.resting(),
             "in_flight": slot.state.in_flight(),
         })
     };

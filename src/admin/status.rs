@@ -176,6 +176,7 @@ pub fn refresh_shared(metrics: &Metrics, counts: &RedisCounts) {
 pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
     metrics.upstream_healthy.reset();
     metrics.endpoint_addresses.reset();
+    metrics.addresses_passed_over.reset();
     metrics.account_in_flight.reset();
     metrics.account_ceiling.reset();
     metrics.account_ceiling_learned.reset();
@@ -200,11 +201,14 @@ pub fn refresh(metrics: &Metrics, snapshot: &Snapshot, now: Instant) {
                 .upstream_healthy
                 .with_label_values(&labels)
                 .set(i64::from(healthy));
-            let addresses = i64::try_from(slot.state.address_count()).unwrap_or(i64::MAX);
-            metrics
-                .endpoint_addresses
-                .with_label_values(&labels)
-                .set(addresses);
+            let addresses = &slot.state.addresses;
+            for (gauge, count) in [
+                (&metrics.endpoint_addresses, addresses.count()),
+                (&metrics.addresses_passed_over, addresses.resting()),
+            ] {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                gauge.with_label_values(&labels).set(count);
+            }
         }
     }
     for lane in snapshot.lanes() {

@@ -1,5 +1,6 @@
 //! What was and is being tried for a request, and how it went.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,8 @@ pub struct Try {
 pub struct Attempt {
     pub chosen: Chosen,
     pub lane: Arc<Lane>,
+    /// Of the endpoint.
+    pub address: SocketAddr,
     pub began: Instant,
     pub clocks: Clocks,
     pub progress: Progress,
@@ -194,6 +197,13 @@ impl Attempt {
     pub fn rests_for_model(&self, now: Instant) -> bool {
         let mut rests = self.lane.rests(now);
         rests.nth(self.chosen.account).unwrap_or(false)
+    }
+
+    /// Notes that there was no connection. True if others of the endpoint's addresses are left.
+    pub fn failed_at_address_alone(&self, class: FailureClass, now: Instant) -> bool {
+        let no_connection = matches!(class, FailureClass::Connect | FailureClass::Tls);
+        let slot = self.endpoint_slot().filter(|_| no_connection);
+        slot.is_some_and(|slot| slot.state.addresses.failed(self.address, self.began, now))
     }
 
     pub fn names(&self) -> Names<'_> {

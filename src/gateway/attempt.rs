@@ -129,7 +129,8 @@ impl Gateway {
         now: Instant,
     ) -> Option<Box<HttpPeer>> {
         let slot = lane.pool.endpoints.get(chosen.endpoint);
-        let Some((slot, address)) = slot.and_then(|slot| Some((slot, slot.state.next_address()?)))
+        let Some((slot, address)) =
+            slot.and_then(|slot| Some((slot, slot.state.addresses.next(now)?)))
         else {
             ctx.attempts.tried.endpoints.push(chosen.endpoint);
             return None;
@@ -155,6 +156,7 @@ impl Gateway {
         ctx.attempts.current = Some(Attempt {
             chosen,
             lane: lane.clone(),
+            address,
             began: now,
             clocks,
             progress: Progress {
@@ -176,14 +178,19 @@ impl Gateway {
         &self,
         ctx: &mut Context,
         digest: Option<&Digest>,
+        reused: bool,
     ) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
-        let Some(slot) = attempt.and_then(Attempt::endpoint_slot) else {
+        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
             return Error::e_explain(ErrorType::InternalError, "an attempt without an endpoint");
         };
         slot.template
             .check_tls(digest)
-            .map_err(Distrust::into_error)
+            .map_err(Distrust::into_error)?;
+        if !reused {
+            slot.state.addresses.reached(attempt.address);
+        }
+        Ok(())
     }
 
     /// The head that goes upstream.

@@ -249,9 +249,9 @@ impl Gateway {
 
     /// The attempt failed when there was no way back.
     pub(super) fn failed_after_content(&self, ctx: &mut Context, failure: impl Into<Failure>) {
-        let failure = failure.into();
+        let (failure, now) = (failure.into(), Instant::now());
         if let Some(attempt) = &mut ctx.attempts.current {
-            attempt.chosen.report(outcome(failure), Instant::now());
+            attempt.chosen.report(outcome(attempt, failure, now), now);
         }
         self.end_attempt(ctx, failure.class.as_str());
         ctx.attempts.again = false;
@@ -297,7 +297,7 @@ impl Gateway {
         }
         let now = Instant::now();
         if let Some(attempt) = &mut ctx.attempts.current {
-            attempt.chosen.report(outcome(failure), now);
+            attempt.chosen.report(outcome(attempt, failure, now), now);
         }
         let cause = Cause::Class(failure.class);
         let again = self.go_on(ctx, cause, failure.retry_after, now);
@@ -338,7 +338,7 @@ impl Gateway {
             endpoints: pool.endpoints.len(),
             addresses: attempt
                 .endpoint_slot()
-                .map_or(0, |slot| slot.state.address_count()),
+                .map_or(0, |slot| slot.state.addresses.count()),
             queue: attempt.lane.is_queued_for(),
             rests: attempt.rests_for_model(now),
         };
@@ -465,7 +465,10 @@ fn repeatable(ctx: &Context) -> bool {
     ctx.routed().is_some_and(|routed| !through(routed) || !sent)
 }
 
-fn outcome(failure: Failure) -> Outcome {
+fn outcome(attempt: &Attempt, failure: Failure, now: Instant) -> Outcome {
+    if attempt.failed_at_address_alone(failure.class, now) {
+        return Outcome::NotReached;
+    }
     Outcome::Failed {
         class: failure.class,
         status: failure.status,

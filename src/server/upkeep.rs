@@ -25,6 +25,9 @@ use crate::upstream::{discovery, probe};
 
 /// How finely the schedules are kept.
 const TICK: Duration = Duration::from_millis(250);
+/// After a start or a reload names are resolved again so soon, then each time after twice as long,
+/// up to the usual: one that was not found is not missed for the whole of it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Readiness waits so long for the first answer of Redis, good or bad.
 const FIRST_PROBE: Duration = Duration::from_secs(2);
 
@@ -43,6 +46,8 @@ pub struct Upkeep {
 #[derive(Clone, Copy)]
 struct Due {
     resolve: Instant,
+    /// From that to the next one, at most.
+    pause: Duration,
     check: Instant,
 }
 
@@ -103,12 +108,14 @@ impl Upkeep {
         let work = pools.iter().map(|pool| {
             let at = due.entry(pool.settings.id.clone()).or_insert(Due {
                 resolve: now,
+                pause: FIRST_PAUSE,
                 check: now,
             });
             let resolve = at.resolve <= now;
             let check = at.check <= now;
             if resolve {
-                at.resolve = now + pool.settings.dns_refresh;
+                at.resolve = now + at.pause.min(pool.settings.dns_refresh);
+                at.pause = at.pause.saturating_mul(2);
             }
             if check {
                 at.check = now

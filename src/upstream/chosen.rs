@@ -22,6 +22,8 @@ pub enum Outcome {
     FirstContent,
     /// The answer is whole.
     Complete,
+    /// An address could not be reached, and others of the endpoint can: nobody is to blame.
+    NotReached,
     /// Also after content: a cut stream is a failure.
     Failed {
         class: FailureClass,
@@ -147,6 +149,7 @@ impl Chosen {
         match outcome {
             Outcome::FirstContent => self.passes.first_content(now),
             Outcome::Complete => self.passes.ended(Says::WELL, None, now),
+            Outcome::NotReached => self.passes.ended(Says::NOTHING, None, now),
             Outcome::Failed {
                 class,
                 status,

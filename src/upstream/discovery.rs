@@ -30,7 +30,7 @@ async fn resolve_endpoint(slot: &EndpointSlot) {
                 "Resolved endpoint. host={host} addresses={}",
                 addresses.len()
             );
-            slot.state.set_addresses(addresses);
+            slot.state.addresses.set(&addresses);
         }
         Ok(Err(cause)) => {
             warn!(

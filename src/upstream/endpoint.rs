@@ -1,13 +1,12 @@
 //! An endpoint's running state: its addresses, how it is, its load. Outlives reloads.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::addresses::Addresses;
 use super::condition::Condition;
 use super::gate::{Reason, Terms};
 use super::health::{Record, Thresholds, Transition};
@@ -37,8 +36,7 @@ pub struct Heard<'a> {
 pub struct EndpointState {
     pub condition: Condition,
     pub latency: Latency,
-    addresses: ArcSwap<Vec<SocketAddr>>,
-    next: AtomicUsize,
+    pub addresses: Addresses,
     record: Mutex<Record>,
     in_flight: AtomicU32,
     /// Requests at one time; [`NO_LIMIT`] for no limit.
@@ -52,29 +50,10 @@ impl EndpointState {
         Self {
             latency: Latency::new(now),
             condition: Condition::new(teller, now),
-            addresses: ArcSwap::from_pointee(Vec::new()),
-            next: AtomicUsize::new(0),
+            addresses: Addresses::new(now),
             record: Mutex::default(),
             in_flight: AtomicU32::new(0),
             limit: AtomicU32::new(NO_LIMIT),
-        }
-    }
-
-    /// The next of all known addresses, in turn; `None` until the name was resolved once.
-    pub fn next_address(&self) -> Option<SocketAddr> {
-        let addresses = self.addresses.load();
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        addresses.get(turn.checked_rem(addresses.len())?).copied()
-    }
-
-    pub fn address_count(&self) -> usize {
-        self.addresses.load().len()
-    }
-
-    /// Takes over a fresh resolution; an empty one is ignored, stale addresses beat none.
-    pub fn set_addresses(&self, addresses: Vec<SocketAddr>) {
-        if !addresses.is_empty() && **self.addresses.load() != addresses {
-            self.addresses.store(Arc::new(addresses));
         }
     }
 
@@ -241,21 +220,6 @@ mod tests {
             let standing = state.condition.standing(now, watch.terms);
             assert_eq!(standing == Standing::Closed, closed);
         }
-    }
-
-    #[test]
-    fn all_addresses_take_turns_and_an_empty_answer_keeps_the_old_ones() {
-        let state = state();
-        assert_eq!(state.next_address(), None);
-        let [a, b]: [SocketAddr; 2] = [
-            "127.0.0.1:1".parse().unwrap(),
-            "127.0.0.2:1".parse().unwrap(),
-        ];
-        state.set_addresses(vec![a, b]);
-        state.set_addresses(Vec::new());
-        let seen: Vec<_> = (0..4).filter_map(|_| state.next_address()).collect();
-        assert_eq!(seen.iter().filter(|x| **x == a).count(), 2);
-        assert_eq!(seen.iter().filter(|x| **x == b).count(), 2);
     }
 
     #[test]

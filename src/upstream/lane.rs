@@ -342,7 +342,7 @@ impl Lane {
         account
             && endpoints.any(|(slot, breaker)| {
                 is_open(self.endpoint_standing(slot, breaker, None, now))
-                    && slot.state.address_count() > 0
+                    && slot.state.addresses.count() > 0
             })
     }
 

@@ -15,6 +15,7 @@
 //! their names.
 
 pub mod account;
+pub mod addresses;
 pub mod affinity;
 pub mod balance;
 pub mod breaker;

@@ -178,7 +178,9 @@ impl Pool {
             state.condition.configure(fingerprint, mends, now);
             if let Ok(address) = endpoint.host.parse() {
                 // Nothing to resolve: usable at once.
-                state.set_addresses(vec![SocketAddr::new(address, endpoint.port)]);
+                state
+                    .addresses
+                    .set(&[SocketAddr::new(address, endpoint.port)]);
             }
             endpoints.push(EndpointSlot {
                 settings: endpoint.clone(),

@@ -4,6 +4,7 @@
 //! engines for `/health`. An answer that speaks of the account (401, 402, 403, 429) shows that the
 //! endpoint is alive.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -32,8 +33,10 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
         return;
     };
     let checks = pool.endpoints.iter().map(|slot| async move {
+        let (began, address) = (Instant::now(), slot.state.addresses.next_check());
         let question = Question {
             slot,
+            address,
             account: pool.accounts.first().filter(|_| health.authenticated),
             path: &path(pool, slot, health),
             patience: health.timeout,
@@ -46,9 +49,28 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
             Ok(Err(cause)) => (false, cause.to_string()),
             Err(_) => (false, "no answer in time".to_owned()),
         };
-        record(pool, slot, good, &heard);
+        if !is_only_the_address(slot, address, good, began) {
+            record(pool, slot, good, &heard);
+        }
     });
     join_all(checks).await;
+}
+
+/// Notes how an address is. True if it is ill and others of its name are not: then the endpoint is
+/// well.
+fn is_only_the_address(
+    slot: &EndpointSlot,
+    address: Option<SocketAddr>,
+    good: bool,
+    began: Instant,
+) -> bool {
+    let addresses = &slot.state.addresses;
+    match address {
+        Some(address) if good => addresses.reached(address),
+        Some(address) => return addresses.failed(address, began, Instant::now()),
+        None => {}
+    }
+    false
 }
 
 /// Records a result, of a check or of live traffic.
@@ -86,6 +108,8 @@ fn is_alive(status: u16) -> bool {
 /// One GET that is none of a tenant's.
 pub(super) struct Question<'a> {
     pub slot: &'a EndpointSlot,
+    /// Of the endpoint; `None` if its name was never resolved.
+    pub address: Option<SocketAddr>,
     /// With whose credential; with none.
     pub account: Option<&'a AccountSlot>,
     pub path: &'a str,
@@ -103,8 +127,8 @@ pub(super) async fn ask(
     mismatches: &IntCounterVec,
 ) -> Result<(u16, Vec<u8>)> {
     let slot = question.slot;
-    let address = slot.state.next_address();
-    let address = address
+    let address = question
+        .address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
     let peer = slot.template.direct(address);
     let (mut session, _reused) = connector.get_http_session(&peer).await?;

@@ -42,6 +42,7 @@ mod key_command;
 mod key_sets;
 mod lifecycle;
 mod limits;
+mod names;
 mod passthrough;
 mod poisoned;
 mod resume;

@@ -103,6 +103,7 @@ fn the_metrics_parse_and_have_their_documented_names() {
         ("request_body_buffer_bytes", "gauge"),
         ("upstream_endpoint_healthy", "gauge"),
         ("upstream_endpoint_addresses", "gauge"),
+        ("upstream_endpoint_addresses_passed_over", "gauge"),
         ("account_in_flight", "gauge"),
         ("account_ceiling", "gauge"),
         ("config_reloads_total", "counter"),

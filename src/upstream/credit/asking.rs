@@ -27,7 +27,7 @@ pub async fn ask(
     mismatches: &IntCounterVec,
 ) -> Option<Heard> {
     let now = Instant::now();
-    let is_in = |slot: &&EndpointSlot| slot.state.address_count() > 0 && pool.is_used(slot, now);
+    let is_in = |slot: &&EndpointSlot| slot.state.addresses.count() > 0 && pool.is_used(slot, now);
     let mut endpoints: Vec<_> = pool.endpoints.iter().filter(is_in).collect();
     endpoints.sort_by_key(|slot| slot.settings.priority);
     let mut failed = None;
@@ -35,6 +35,7 @@ pub async fn ask(
         let path = format!("{}{PATH}", slot.settings.base_path);
         let question = Question {
             slot,
+            address: slot.state.addresses.next(now),
             account: Some(account),
             path: &path,
             patience: PATIENCE,

@@ -28,6 +28,7 @@ pub mod load;
 mod redis;
 pub mod relay;
 mod request;
+pub mod resolver;
 pub mod signing;
 mod source;
 pub mod tls;
