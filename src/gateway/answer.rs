@@ -272,12 +272,8 @@ impl Gateway {
             Watch::Stream(scanner) => {
                 let unfinished = scanner.unfinished();
                 let mut rest = scanner.finish();
-                let mut out = out;
-                if scanner.error_at().is_some() && ctx.answer.resumption.is_none() {
-                    // An error without its blank line: it goes out in our words alone.
-                    out.truncate(out.len().saturating_sub(unfinished));
-                    rest = None;
-                }
+                let unread =
+                    scanner.error_at().is_some() || rest.as_deref().is_some_and(Scanner::is_error);
                 let seen = scanner.seen();
                 let error = seen.error.is_some();
                 let (ended, foreign) = (seen.ended, seen.foreign);
@@ -291,6 +287,12 @@ impl Gateway {
                     }
                     true => None,
                 };
+                let mut out = out;
+                if unread && fault.is_some() && ctx.answer.resumption.is_none() {
+                    // An error without its blank line, or half of one: it is told in our words alone.
+                    out.truncate(out.len().saturating_sub(unfinished));
+                    rest = None;
+                }
                 let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
                 let rest = self.write_down(ctx, rest)?;
                 let out = join(out, Some(rest));

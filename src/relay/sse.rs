@@ -10,7 +10,7 @@ use crate::json;
 use crate::relay::event::{FinishReason, Seen, Shape};
 use crate::relay::pattern::{Match, Pattern};
 use crate::relay::reading::{self, Kind, Reading};
-use crate::relay::strip::Strip;
+use crate::relay::strip::{self, Strip};
 use crate::relay::usage::{AnthropicUsage, Usage};
 use bytes::Bytes;
 use std::ops::Range;
@@ -41,9 +41,7 @@ pub struct Scanner {
     anthropic: AnthropicUsage,
     /// What the deltas of this stream look like.
     pattern: Pattern,
-    strip: Option<Strip>,
-    /// Where in the fragment the current event begins; 0 if it began before.
-    event_at: usize,
+    strip: Strip,
     /// How much of what went out belongs to an event that is not finished.
     unfinished: usize,
     error_at: Option<usize>,
@@ -66,8 +64,7 @@ impl Scanner {
             bom: Some(0),
             anthropic: AnthropicUsage::default(),
             pattern: Pattern::default(),
-            strip: (openai && strip_usage).then(Strip::default),
-            event_at: 0,
+            strip: Strip::new(openai && strip_usage),
             unfinished: 0,
             error_at: None,
         }
@@ -109,11 +106,8 @@ impl Scanner {
         if let Some(span) = here {
             self.data.push(text.get(span).unwrap_or_default());
         }
-        let before = self.before_event();
-        let out = match &mut self.strip {
-            Some(strip) => strip.end(&fragment, comment),
-            None => fragment,
-        };
+        let before = self.strip.before_event();
+        let out = self.strip.end(&fragment, comment);
         self.unfinished = out.len().saturating_sub(before);
         out
     }
@@ -124,14 +118,13 @@ impl Scanner {
         self.unfinished
     }
 
-    /// How much goes out of the fragment before the current event.
-    fn before_event(&self) -> usize {
-        let stripped = self.strip.as_ref().map(Strip::before_event);
-        stripped.unwrap_or(self.event_at)
+    /// Whether what [`Self::finish`] returned is an error, or the beginning of one.
+    pub fn is_error(rest: &[u8]) -> bool {
+        strip::begins_as_error(rest)
     }
 
     /// Ends the stream: what is unfinished is read as if it were finished.
-    /// Returns what was held back and has to go out.
+    /// Returns what was held back and has to go out, if the stream is well.
     pub fn finish(&mut self) -> Option<Bytes> {
         self.begin();
         let mut here = None;
@@ -144,27 +137,18 @@ impl Scanner {
         let half = self.has_data && self.is_half(&self.data.bytes);
         let usage_only = self.dispatch(b"", &mut here);
         self.seen.ended &= ended || !half;
-        self.strip.as_mut()?.finish(usage_only)
+        self.strip.finish(usage_only)
     }
 
     fn begin(&mut self) {
         self.seen.progress = false;
-        self.event_at = 0;
         self.error_at = None;
-        if let Some(strip) = &mut self.strip {
-            strip.begin();
-        }
+        self.strip.begin();
     }
 
     /// The line feed at `at` belongs to the carriage return before it.
     fn line_feed(&mut self, at: usize) {
-        let in_event = self.has_data || self.name.is_some();
-        if !in_event && self.event_at == at {
-            self.event_at = at + 1;
-        }
-        if let Some(strip) = &mut self.strip {
-            strip.line_feed(at + 1);
-        }
+        self.strip.line_feed(at + 1);
     }
 
     fn is_half(&self, data: &[u8]) -> bool {
@@ -185,8 +169,8 @@ impl Scanner {
                 self.bom = None;
             }
         }
-        if let Some(strip) = self.strip.as_mut().filter(|_| at > 0) {
-            strip.lead(at);
+        if at > 0 {
+            self.strip.lead(at);
         }
         at
     }
@@ -251,17 +235,12 @@ impl Scanner {
     ) {
         if line.is_empty() {
             let usage_only = self.dispatch(text, here);
-            if let Some(strip) = &mut self.strip {
-                strip.event(text, end + 1, usage_only);
-            }
-            self.event_at = end + 1;
+            self.strip.event(text, end + 1, usage_only);
             return;
         }
         if line.first() == Some(&b':') {
             self.seen.keep_alives += 1;
-            if let Some(strip) = &mut self.strip {
-                strip.comment(start.unwrap_or(0), end + 1);
-            }
+            self.strip.comment(start.unwrap_or(0), end + 1);
             return;
         }
         if !self.judged {
@@ -378,7 +357,7 @@ impl Scanner {
         self.seen.finish_reason = latest.or(earlier);
         if self.seen.error.is_none() && reading.error.is_some() {
             self.seen.error = reading.error;
-            self.error_at = Some(self.before_event());
+            self.error_at = Some(self.strip.before_event());
         }
         if let Some(object) = reading.usage {
             let usage = match self.shape {

@@ -1,9 +1,11 @@
-//! Decides which bytes of a stream go out now, which wait and which never go,
-//! when the usage chunk was asked for by the gateway and not by the tenant. The
-//! SSE scanner tells it where events end; it must not know what they mean.
+//! Decides which bytes of a stream go out now, which wait and which never go: a
+//! usage chunk that was asked for by the gateway and not by the tenant, and an
+//! error that is told in other words. The SSE scanner tells it where events end;
+//! it must not know what they mean.
 //!
 //! Only the bytes of one incomplete event wait, and only while it may still turn
-//! out to be the usage chunk: it has begun with `data:` and has shown no choice.
+//! out to be the usage chunk (it has begun with `data:` and has shown no choice),
+//! or while it begins as errors do.
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -14,6 +16,8 @@ const MAX_HELD: usize = 16 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Strip {
+    /// Whether the usage chunk is taken out.
+    usage: bool,
     /// The beginning of the current event, from earlier fragments.
     held: Vec<u8>,
     /// Up to where the current event has been searched for choices.
@@ -31,6 +35,13 @@ pub(super) struct Strip {
 }
 
 impl Strip {
+    pub fn new(usage: bool) -> Self {
+        Self {
+            usage,
+            ..Self::default()
+        }
+    }
+
     pub fn begin(&mut self) {
         self.from = 0;
         self.event = 0;
@@ -62,7 +73,7 @@ impl Strip {
 
     /// An event ends at `end`, its blank line included.
     pub fn event(&mut self, fragment: &[u8], end: usize, usage_only: bool) {
-        let dropped = usage_only && self.may_drop(fragment.get(self.event..end));
+        let dropped = self.usage && usage_only && self.may_drop(fragment.get(self.event..end));
         if dropped {
             let before = fragment.get(self.from..self.event);
             self.out.extend_from_slice(before.unwrap_or_default());
@@ -105,7 +116,7 @@ impl Strip {
         }
         let fresh = self.held.is_empty();
         let fits = self.held.len() + tail.len() <= MAX_HELD;
-        if fresh && fits && undecided(tail, &mut self.searched) {
+        if fresh && fits && is_open(self.usage, tail, &mut self.searched) {
             self.held.extend_from_slice(tail);
             return self.put(fragment, self.event);
         }
@@ -114,7 +125,7 @@ impl Strip {
             return self.put(fragment, fragment.len());
         }
         self.held.extend_from_slice(tail);
-        if !fits || !undecided(&self.held, &mut self.searched) {
+        if !fits || !is_open(self.usage, &self.held, &mut self.searched) {
             self.released = true;
             self.out.append(&mut self.held);
         }
@@ -132,10 +143,28 @@ impl Strip {
 
     /// What is still held when the stream ends.
     pub fn finish(&mut self, usage_only: bool) -> Option<Bytes> {
-        let dropped = usage_only && self.may_drop(None);
+        let dropped = self.usage && usage_only && self.may_drop(None);
         let held = std::mem::take(&mut self.held);
         (!dropped && !held.is_empty()).then(|| Bytes::from(held))
     }
+}
+
+/// Whether an event that has begun so must wait until more of it is there.
+fn is_open(usage: bool, event: &[u8], searched: &mut usize) -> bool {
+    begins_as_error(event) || (usage && undecided(event, searched))
+}
+
+/// Whether an event is an error as far as it is there, by its first bytes. Like [`undecided`],
+/// never true again once it was false.
+pub(super) fn begins_as_error(event: &[u8]) -> bool {
+    const BEGINNINGS: [&[u8]; 4] = [
+        b"data: {\"error\"",
+        b"data:{\"error\"",
+        b"event: error",
+        b"event:error",
+    ];
+    let fits = |beginning: &&[u8]| event.iter().zip(*beginning).all(|(a, b)| a == b);
+    BEGINNINGS.iter().any(fits)
 }
 
 /// Whether the beginning of an event leaves open that it is a usage chunk. Never

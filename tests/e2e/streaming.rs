@@ -255,12 +255,19 @@ fn an_error_event_is_told_in_our_words_wherever_it_stands() {
         ("without its blank line", [SAID, ERROR, "\n"].concat()),
         ("without its line's end", [SAID, ERROR].concat()),
     ] {
-        let length = body.len();
-        let upstream = Hostile::always(format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{body}"
-        ));
-        let accounts = [("main".to_owned(), "sk-x".to_owned())];
-        for options in [json!(null), json!({"include_usage": true})] {
+        // Counted, and in chunks that cut the error, with an end that comes by itself.
+        let counted = format!("content-length: {}\r\n\r\n{body}", body.len());
+        let (first, second) = body.split_at(SAID.len() + 9);
+        let chunks = [first, second, ""].map(|part| format!("{:x}\r\n{part}\r\n", part.len()));
+        let chunked = format!("transfer-encoding: chunked\r\n\r\n{}", chunks.concat());
+        let options = [json!(null), json!({"include_usage": true})];
+        for (framed, options) in [&counted, &chunked]
+            .into_iter()
+            .flat_map(|framed| options.clone().map(|options| (framed, options)))
+        {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+            let upstream = Hostile::always(format!("{head}{framed}"));
+            let accounts = [("main".to_owned(), "sk-x".to_owned())];
             let config = Config::for_urls(&[upstream.url()], &accounts);
             let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
             let body = with(chat_stream("hi"), "stream_options", options);

@@ -145,8 +145,8 @@ fn bytes_wait_only_until_a_choice_shows() {
     assert_eq!(feed("{"), "data: {\"id\":1,\"choices\": [ {");
     assert_eq!(feed("\"delta\":"), "\"delta\":");
     assert_eq!(feed("{}}]}\n\n: keep"), "{}}]}\n\n: keep");
-    assert_eq!(feed("-alive\n\nevent"), "-alive\n\nevent");
-    assert_eq!(feed(": x\n\nda"), ": x\n\n");
+    assert_eq!(feed("-alive\n\nevent"), "-alive\n\n");
+    assert_eq!(feed(": x\n\nda"), "event: x\n\n");
     assert_eq!(feed(&"x".repeat(20_000)).len(), 20_002);
 }
 
@@ -390,17 +390,54 @@ fn what_comes_before_an_error_can_be_told_from_it_however_it_is_cut() {
 #[test]
 fn how_much_of_a_piece_is_an_unfinished_event_can_be_told() {
     let said = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
-    let error = "data: {\"error\":{\"message\":\"secret\"}}\n";
+    let error = "id: 1\ndata: {\"error\":{\"message\":\"secret\"}}\n";
     for strip in [false, true] {
         let mut scanner = Scanner::new(Shape::Chat, strip);
         let out = scanner.feed(Bytes::from([said, error].concat()));
-        // What is held back is not out.
         let (passed, rest) = out.split_at(out.len() - scanner.unfinished());
-        assert_eq!(passed, said.as_bytes(), "{strip}");
-        assert_eq!(rest, if strip { b"" } else { error.as_bytes() });
+        assert_eq!((passed, rest), (said.as_bytes(), error.as_bytes()));
         scanner.feed(Bytes::from_static(b"\n"));
         assert!(scanner.seen().error.is_some());
         scanner.feed(Bytes::from(said));
         assert_eq!(scanner.unfinished(), 0);
+    }
+}
+
+#[test]
+fn an_event_that_begins_as_an_error_waits_until_it_is_whole() {
+    for (shape, error) in [
+        (
+            Shape::Chat,
+            "data: {\"error\":{\"message\":\"secret\"}}\n\n",
+        ),
+        (
+            Shape::Chat,
+            "data:{\"error\":{\"message\":\"secret\"}}\r\n\r\n",
+        ),
+        (
+            Shape::Messages,
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"message\":\"secret\"}}\n\n",
+        ),
+    ] {
+        for cut in 1..error.len() {
+            let mut scanner = Scanner::new(shape, false);
+            let (first, second) = error.split_at(cut);
+            let mut out = Vec::new();
+            for piece in [first, second] {
+                let passed = scanner.feed(Bytes::copy_from_slice(piece.as_bytes()));
+                let before = scanner.error_at().unwrap_or(passed.len());
+                out.extend_from_slice(&passed[..before]);
+                if scanner.error_at().is_some() {
+                    break;
+                }
+            }
+            assert_eq!(out, b"", "{cut}");
+            assert!(scanner.seen().error.is_some());
+        }
+        let mut scanner = Scanner::new(shape, false);
+        let half = Bytes::copy_from_slice(&error.as_bytes()[..error.len() / 2]);
+        assert_eq!(scanner.feed(half.clone()), "");
+        assert_eq!(scanner.finish(), Some(half.clone()));
+        assert!(Scanner::is_error(&half));
     }
 }
