@@ -119,13 +119,13 @@ impl ProxyHttp for Gateway {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        reused: bool,
+        _reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         digest: Option<&Digest>,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.check_connection(ctx, digest, reused)
+        self.check_connection(ctx, digest)
     }
 
     async fn upstream_request_filter(

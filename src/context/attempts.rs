@@ -199,6 +199,13 @@ impl Attempt {
         rests.nth(self.chosen.account).unwrap_or(false)
     }
 
+    /// Its address has answered.
+    pub fn was_reached(&self, now: Instant) {
+        if let Some(slot) = self.endpoint_slot() {
+            slot.state.addresses.reached(self.address, now);
+        }
+    }
+
     /// Notes that there was no connection. True if others of the endpoint's addresses are left.
     pub fn failed_at_address_alone(&self, class: FailureClass, now: Instant) -> bool {
         let no_connection = matches!(class, FailureClass::Connect | FailureClass::Tls);

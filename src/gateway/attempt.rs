@@ -21,9 +21,10 @@ use crate::request::forward::{self, Length, Outgoing};
 use crate::request::refusal::{Code, Refusal};
 use crate::request::surface::{FileCall, Surface};
 use crate::routing::route::Variant;
+use crate::upstream::addresses::Visit;
 use crate::upstream::clocks::Progress;
 use crate::upstream::peer::Distrust;
-use crate::upstream::pool::{Chosen, Lane, NoChoice, Wish};
+use crate::upstream::pool::{Chosen, EndpointSlot, Lane, NoChoice, Wish};
 use crate::upstream::queue::NotServed;
 use crate::upstream::signing;
 
@@ -129,9 +130,9 @@ impl Gateway {
         now: Instant,
     ) -> Option<Box<HttpPeer>> {
         let slot = lane.pool.endpoints.get(chosen.endpoint);
-        let Some((slot, address)) =
-            slot.and_then(|slot| Some((slot, slot.state.addresses.next(now)?)))
-        else {
+        let visit = visit(ctx, lane, now);
+        let address = |slot: &EndpointSlot| slot.state.addresses.next(visit, now);
+        let Some((slot, address)) = slot.and_then(|slot| Some((slot, address(slot)?))) else {
             ctx.attempts.tried.endpoints.push(chosen.endpoint);
             return None;
         };
@@ -178,19 +179,14 @@ impl Gateway {
         &self,
         ctx: &mut Context,
         digest: Option<&Digest>,
-        reused: bool,
     ) -> Result<()> {
         let attempt = ctx.attempts.current.as_ref();
-        let Some((attempt, slot)) = attempt.and_then(|it| Some((it, it.endpoint_slot()?))) else {
+        let Some(slot) = attempt.and_then(Attempt::endpoint_slot) else {
             return Error::e_explain(ErrorType::InternalError, "an attempt without an endpoint");
         };
         slot.template
             .check_tls(digest)
-            .map_err(Distrust::into_error)?;
-        if !reused {
-            slot.state.addresses.reached(attempt.address);
-        }
-        Ok(())
+            .map_err(Distrust::into_error)
     }
 
     /// The head that goes upstream.
@@ -379,6 +375,17 @@ fn method(surface: &Surface) -> Method {
         | Surface::Models { .. }
         | Surface::Balance => Method::GET,
         _ => Method::POST,
+    }
+}
+
+/// Only a request's first attempt finds out whether an address can be reached again, with all the
+/// time that a connection is given: it should lose no more than that.
+fn visit(ctx: &Context, lane: &Lane, now: Instant) -> Visit {
+    let needs = lane.pool.settings.timeouts.connect_total;
+    let hurries = ctx.ends_by().is_some_and(|end| now + needs > end);
+    match ctx.attempts.made == 0 && !hurries {
+        true => Visit::MayTry,
+        false => Visit::Sure,
     }
 }
 

@@ -60,6 +60,14 @@ impl From<FailureClass> for Failure {
 
 impl Gateway {
     pub(super) fn not_connected(&self, ctx: &mut Context, error: Box<Error>) -> Box<Error> {
+        let slow = matches!(
+            error.etype(),
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout
+        );
+        if slow && ctx.is_over(Instant::now() + ROUNDING) {
+            // It was given no more than what the request had left.
+            return self.out_of_its_time(ctx, error, FailureClass::Deadline);
+        }
         let refusal = unreachable().detail(format!("no connection: {}", error.etype().as_str()));
         let class = match error.etype() {
             ErrorType::TLSHandshakeFailure
@@ -79,10 +87,12 @@ impl Gateway {
         head: &ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        let now = Instant::now();
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.answered = true;
+            attempt.was_reached(now);
         }
-        ctx.moved(Step::Head, Instant::now());
+        ctx.moved(Step::Head, now);
         let opened = ctx.answer.opened || head_is_out(session);
         let stream = ctx.routed().is_some_and(|routed| routed.stream);
         let stray = opened && stream && head.status.is_success() && !is_stream(head);
@@ -204,14 +214,7 @@ impl Gateway {
     ) -> Box<Error> {
         let clock = self.which_clock(ctx, class);
         if clock == Some(Late::Total) {
-            // The request's own time is over: that is nobody's fault.
-            self.end_attempt(ctx, class.as_str());
-            if !ctx.answer.begun {
-                ctx.forget_answer();
-            }
-            ctx.refusal = Some(out_of_time());
-            error.set_retry(false);
-            return error;
+            return self.out_of_its_time(ctx, error, class);
         }
         let why = clock.map_or(kind.as_str(), Late::as_str).to_owned();
         let refusal = refusal_for(class, None).detail(why);
@@ -225,6 +228,23 @@ impl Gateway {
             return error;
         }
         self.attempt_failed(ctx, class.into(), refusal, error)
+    }
+
+    /// The request's own time is over: that is nobody's fault.
+    fn out_of_its_time(
+        &self,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+        class: FailureClass,
+    ) -> Box<Error> {
+        self.end_attempt(ctx, class.as_str());
+        if !ctx.answer.begun {
+            ctx.forget_answer();
+        }
+        ctx.refusal = Some(out_of_time());
+        ctx.attempts.again = false;
+        error.set_retry(false);
+        error
     }
 
     /// Which deadline of ours was over, if one was.

@@ -145,8 +145,13 @@ impl StandIn {
         let end = tasks.iter().any(HttpTask::is_end);
         let began = Instant::now();
         let left = self.shared.clock.left(began);
-        let hurries =
-            left.filter(|left| self.client.get_write_timeout().is_none_or(|it| it > *left));
+        // For each piece, and for the end.
+        let pieces = u32::try_from(tasks.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(1);
+        let patience = self.client.get_write_timeout();
+        let patience = patience.map(|each| each.saturating_mul(pieces));
+        let hurries = left.filter(|left| patience.is_none_or(|patience| patience > *left));
         let passing = self.client.response_duplex_vec(tasks);
         let passed = match hurries {
             // Nobody looks at the request's own end while the client takes nothing.

@@ -129,7 +129,7 @@ metrics! {
     breaker_state: IntGaugeVec = gauges("breaker_state", "1 for the state that the breaker of an endpoint and model is in, 0 for the others.", &["upstream", "endpoint", "model", "state"]);
     upstream_transitions: IntCounterVec = counters("upstream_transitions_total", "Changes of state of accounts, endpoints and breakers, by what they came to and why.", &["upstream", "kind", "name", "to", "reason"]);
     endpoint_addresses: IntGaugeVec = gauges("upstream_endpoint_addresses", "Addresses known for the endpoint.", &["upstream", "endpoint"]);
-    addresses_passed_over: IntGaugeVec = gauges("upstream_endpoint_addresses_passed_over", "Addresses of the endpoint that cannot be reached.", &["upstream", "endpoint"]);
+    addresses_passed_over: IntGaugeVec = gauges("upstream_endpoint_addresses_passed_over", "Addresses of the endpoint that could not be reached when last tried.", &["upstream", "endpoint"]);
     account_in_flight: IntGaugeVec = gauges("account_in_flight", "Requests in flight per account and upstream model.", &["upstream", "account", "model"]);
     account_ceiling: IntGaugeVec = gauges("account_ceiling", "Configured ceiling of concurrent requests.", &["upstream", "account", "model"]);
     account_ceiling_learned: IntGaugeVec = gauges("account_ceiling_learned", "Ceiling of concurrent requests as it was learned, where it is below the configured one.", &["upstream", "account", "model"]);

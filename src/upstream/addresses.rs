@@ -16,6 +16,15 @@ const FIRST_REST: Duration = Duration::from_secs(10);
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 
+/// What may become of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visit {
+    /// It may find out whether an address can be reached again.
+    MayTry,
+    /// It should be served.
+    Sure,
+}
+
 /// Outlives reloads and moves of the name: an address that stays keeps what is known of it.
 #[derive(Debug)]
 pub struct Addresses {
@@ -37,7 +46,7 @@ struct Address {
 struct Rest {
     /// In a row.
     failures: u32,
-    /// When it began to rest, or its last trial did.
+    /// When it was last seen to change: it failed, its trial began, it answered.
     since: Option<Instant>,
 }
 
@@ -55,7 +64,7 @@ impl Addresses {
         self.all.load().len()
     }
 
-    /// How many are passed over.
+    /// How many could not be reached; they are passed over while others can.
     pub fn resting(&self) -> usize {
         let all = self.all.load();
         all.iter().filter(|address| !address.is_good()).count()
@@ -74,15 +83,17 @@ impl Addresses {
         self.all.store(Arc::new(fresh.iter().map(keep).collect()));
     }
 
-    /// Where the next attempt goes, whose beginning is `now`; `None` until the name was resolved.
-    pub fn next(&self, now: Instant) -> Option<SocketAddr> {
+    /// Where the next attempt goes, which begins at `now`; `None` until the name was resolved.
+    pub fn next(&self, visit: Visit, now: Instant) -> Option<SocketAddr> {
         let all = self.all.load();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         if let [only] = all.as_slice() {
             return Some(only.at);
         }
-        let trial = all.iter().find(|it| it.takes_trial(self.micros(now), now));
-        if let Some(trial) = trial {
+        let tries = |it: &&Arc<Address>| it.takes_trial(self.micros(now), now);
+        if visit == Visit::MayTry
+            && let Some(trial) = all.iter().find(tries)
+        {
             return Some(trial.at);
         }
         let good = || all.iter().filter(|address| address.is_good());
@@ -100,13 +111,14 @@ impl Addresses {
         Some(all.get(turn.checked_rem(all.len())?)?.at)
     }
 
-    /// There was a connection to it.
-    pub fn reached(&self, at: SocketAddr) {
-        if let Some(address) = self.find(at)
-            && !address.is_good()
-        {
+    /// It has answered.
+    pub fn reached(&self, at: SocketAddr, now: Instant) {
+        let all = self.all.load();
+        let found = all.iter().find(|address| address.at == at);
+        if let Some(address) = found.filter(|address| !address.is_good()) {
             let mut rest = address.rest.lock();
-            *rest = Rest::default();
+            rest.failures = 0;
+            rest.since = Some(now);
             address.rests_until.store(0, Ordering::Release);
             info!("An address can be reached again. address={at}");
         }
@@ -117,13 +129,16 @@ impl Addresses {
     pub fn failed(&self, at: SocketAddr, began: Instant, now: Instant) -> bool {
         let all = self.all.load();
         let are_left = all.iter().any(|other| other.at != at && other.is_good());
-        if let Some(address) = all.iter().find(|address| address.at == at) {
+        let alone = all.len() == 1;
+        let found = all.iter().find(|address| address.at == at);
+        if let Some(address) = found.filter(|_| !alone) {
             let mut rest = address.rest.lock();
-            // What others began before it rested is the same failure.
+            // What began before its last change is no news.
             if rest.since.is_none_or(|since| began >= since) {
                 let longer = 1 << rest.failures.min(16);
                 let rests = (FIRST_REST * longer).min(LONGEST_REST);
-                rest.failures = rest.failures.saturating_add(1);
+                // Where all fail alike, none should be missed for longer than the others.
+                rest.failures = rest.failures.saturating_add(u32::from(are_left));
                 rest.since = Some(now);
                 address.rest_until(self.micros(now + rests));
                 if are_left {
@@ -135,11 +150,6 @@ impl Addresses {
             }
         }
         are_left
-    }
-
-    fn find(&self, at: SocketAddr) -> Option<Arc<Address>> {
-        let all = self.all.load();
-        all.iter().find(|address| address.at == at).cloned()
     }
 
     fn micros(&self, at: Instant) -> u64 {
@@ -198,7 +208,9 @@ mod tests {
     }
 
     fn counts(addresses: &Addresses, now: Instant, asked: usize) -> [usize; 3] {
-        let seen: Vec<_> = (0..asked).filter_map(|_| addresses.next(now)).collect();
+        let seen: Vec<_> = (0..asked)
+            .filter_map(|_| addresses.next(Visit::MayTry, now))
+            .collect();
         [1, 2, 3].map(|last| seen.iter().filter(|at| **at == address(last)).count())
     }
 
@@ -206,7 +218,10 @@ mod tests {
     fn all_take_turns_and_an_empty_answer_keeps_the_old_ones() {
         let now = Instant::now();
         let addresses = Addresses::new(now);
-        assert_eq!((addresses.next(now), addresses.next_check()), (None, None));
+        assert_eq!(
+            (addresses.next(Visit::MayTry, now), addresses.next_check()),
+            (None, None)
+        );
         let (addresses, _) = three(now);
         addresses.set(&[]);
         assert_eq!(counts(&addresses, now, 30), [10, 10, 10]);
@@ -235,9 +250,9 @@ mod tests {
         assert!(addresses.failed(dead, rested, failed));
         assert_eq!(counts(&addresses, failed + FIRST_REST, 30)[1], 0);
         let rested = failed + FIRST_REST * 2;
-        assert_eq!(addresses.next(rested), Some(dead));
+        assert_eq!(addresses.next(Visit::MayTry, rested), Some(dead));
         // It could.
-        addresses.reached(dead);
+        addresses.reached(dead, rested);
         assert_eq!(counts(&addresses, rested, 30), [10, 10, 10]);
     }
 
@@ -246,8 +261,11 @@ mod tests {
         let now = Instant::now();
         let (addresses, [_, dead, _]) = three(now);
         addresses.failed(dead, now, now);
-        assert_eq!(addresses.next(now + FIRST_REST), Some(dead));
-        assert_eq!(addresses.next(now + FIRST_REST * 2), Some(dead));
+        assert_eq!(addresses.next(Visit::MayTry, now + FIRST_REST), Some(dead));
+        assert_eq!(
+            addresses.next(Visit::MayTry, now + FIRST_REST * 2),
+            Some(dead)
+        );
     }
 
     #[test]
@@ -258,7 +276,7 @@ mod tests {
             addresses.failed(dead, now, now + Duration::from_millis(later));
         }
         let rested = now + FIRST_REST + Duration::from_millis(1);
-        assert_eq!(addresses.next(rested), Some(dead));
+        assert_eq!(addresses.next(Visit::MayTry, rested), Some(dead));
     }
 
     #[test]
@@ -268,7 +286,7 @@ mod tests {
         for _ in 0..40 {
             addresses.failed(dead, now, now);
             now += LONGEST_REST;
-            assert_eq!(addresses.next(now), Some(dead));
+            assert_eq!(addresses.next(Visit::MayTry, now), Some(dead));
         }
     }
 
@@ -282,7 +300,8 @@ mod tests {
         let alone = Addresses::new(now);
         alone.set(&[address(1)]);
         assert!(!alone.failed(address(1), now, now));
-        assert_eq!(alone.next(now), Some(address(1)));
+        assert_eq!(alone.next(Visit::MayTry, now), Some(address(1)));
+        assert_eq!(alone.resting(), 0);
     }
 
     #[test]
@@ -295,5 +314,42 @@ mod tests {
         // One that is gone is no failure of what is there now.
         assert!(addresses.failed(address(1), now, now));
         assert_eq!(addresses.resting(), 1);
+    }
+
+    #[test]
+    fn whoever_should_be_served_is_not_sent_where_nobody_was_reached() {
+        let now = Instant::now();
+        let (addresses, [_, dead, _]) = three(now);
+        addresses.failed(dead, now, now);
+        for _ in 0..30 {
+            assert_ne!(addresses.next(Visit::Sure, now + FIRST_REST), Some(dead));
+        }
+    }
+
+    #[test]
+    fn after_a_time_in_which_none_could_be_reached_all_are_tried_soon() {
+        let mut now = Instant::now();
+        let (addresses, all) = three(now);
+        for _ in 0..20 {
+            now += Duration::from_secs(1);
+            for at in all {
+                addresses.failed(at, now, now);
+            }
+        }
+        addresses.reached(all[0], now);
+        let rested = now + FIRST_REST * 4;
+        let tried = [(); 2].map(|()| addresses.next(Visit::MayTry, rested));
+        assert_eq!(tried, [Some(all[1]), Some(all[2])]);
+    }
+
+    #[test]
+    fn an_attempt_that_began_before_it_answered_is_no_news() {
+        let now = Instant::now();
+        let (addresses, [_, dead, _]) = three(now);
+        let second = Duration::from_secs(1);
+        addresses.failed(dead, now, now + second);
+        addresses.reached(dead, now + second * 2);
+        addresses.failed(dead, now + second, now + second * 3);
+        assert_eq!(addresses.resting(), 0);
     }
 }

@@ -33,10 +33,9 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
         return;
     };
     let checks = pool.endpoints.iter().map(|slot| async move {
-        let (began, address) = (Instant::now(), slot.state.addresses.next_check());
         let question = Question {
             slot,
-            address,
+            address: slot.state.addresses.next_check(),
             account: pool.accounts.first().filter(|_| health.authenticated),
             path: &path(pool, slot, health),
             patience: health.timeout,
@@ -46,31 +45,14 @@ pub async fn check(pool: &Pool, connector: &Connector, mismatches: &IntCounterVe
         let asked = tokio::time::timeout(health.timeout, asked).await;
         let (good, heard) = match asked {
             Ok(Ok((status, _))) => (is_alive(status), format!("status {status}")),
+            // The endpoint is well.
+            Ok(Err(Unanswered::NotReached(_))) => return,
             Ok(Err(cause)) => (false, cause.to_string()),
             Err(_) => (false, "no answer in time".to_owned()),
         };
-        if !is_only_the_address(slot, address, good, began) {
-            record(pool, slot, good, &heard);
-        }
+        record(pool, slot, good, &heard);
     });
     join_all(checks).await;
-}
-
-/// Notes how an address is. True if it is ill and others of its name are not: then the endpoint is
-/// well.
-fn is_only_the_address(
-    slot: &EndpointSlot,
-    address: Option<SocketAddr>,
-    good: bool,
-    began: Instant,
-) -> bool {
-    let addresses = &slot.state.addresses;
-    match address {
-        Some(address) if good => addresses.reached(address),
-        Some(address) => return addresses.failed(address, began, Instant::now()),
-        None => {}
-    }
-    false
 }
 
 /// Records a result, of a check or of live traffic.
@@ -119,24 +101,47 @@ pub(super) struct Question<'a> {
     pub most_body: usize,
 }
 
-/// The status and the body.
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unanswered {
+    /// An address could not be reached; others of the name can.
+    #[error("{0}")]
+    NotReached(Box<Error>),
+    #[error("{0}")]
+    Failed(Box<Error>),
+}
+
+impl From<Box<Error>> for Unanswered {
+    fn from(error: Box<Error>) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The status and the body. What it says of the address is noted.
 pub(super) async fn ask(
     pool: &Pool,
     question: &Question<'_>,
     connector: &Connector,
     mismatches: &IntCounterVec,
-) -> Result<(u16, Vec<u8>)> {
+) -> Result<(u16, Vec<u8>), Unanswered> {
     let slot = question.slot;
     let address = question
         .address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
     let peer = slot.template.direct(address);
-    let (mut session, _reused) = connector.get_http_session(&peer).await?;
+    let began = Instant::now();
+    let (mut session, _reused) = match connector.get_http_session(&peer).await {
+        Ok(session) => session,
+        Err(error) if slot.state.addresses.failed(address, began, Instant::now()) => {
+            return Err(Unanswered::NotReached(error));
+        }
+        Err(error) => return Err(error.into()),
+    };
     if let Err(why) = slot.template.check_tls(session.digest()) {
         if why == Distrust::WrongPin {
             pin_mismatch(pool, slot, mismatches);
         }
-        return Err(why.into_error());
+        return Err(why.into_error().into());
     }
     session.set_read_timeout(Some(question.patience));
     session
@@ -144,6 +149,7 @@ pub(super) async fn ask(
         .await?;
     session.finish_request_body().await?;
     session.read_response_header().await?;
+    slot.state.addresses.reached(address, Instant::now());
     let status = session
         .response_header()
         .map_or(0, |head| head.status.as_u16());

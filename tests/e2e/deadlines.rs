@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tidegate::emulator::EmulatorConfig;
 
+use crate::support::hostile::Deaf;
 use crate::support::*;
 
 const PATH: &str = "/v1/chat/completions";
@@ -272,4 +273,36 @@ fn tenants_in_a_hurry_put_nobody_out() {
         gateway.post("/v1/chat/completions", &chat("hi")).status,
         200
     );
+}
+
+#[test]
+fn tenants_in_a_hurry_take_no_endpoint_out_by_not_waiting_for_a_connection() {
+    let deaf = Deaf::new();
+    let accounts = [("main".to_owned(), "sk-x".to_owned())];
+    let config = Config::for_urls(&[deaf.url()], &accounts)
+        .set("/upstreams/0/health", json!(false))
+        .set(
+            "/upstreams/0/timeouts",
+            json!({"connect": "500ms", "connect_total": "500ms"}),
+        );
+    let gateway = Gateway::start(config);
+    let ask = |hurry: bool| {
+        let request = Request::post(PATH, &chat_stream("hi")).key("acme");
+        let answer = match hurry {
+            true => request.header("x-tidegate-timeout", "100ms"),
+            false => request,
+        }
+        .send(gateway.address());
+        (answer.status, answer.code())
+    };
+    for _ in 0..6 {
+        assert_eq!(ask(true), (504, "upstream_timeout".to_owned()));
+    }
+    let healthy = || gateway.metric("tidegate_upstream_endpoint_healthy", &[]);
+    assert_eq!(healthy(), 1.0, "{}", gateway.metrics());
+    // Whoever waits as long as a connection may take finds out.
+    eventually("it is out", Duration::from_secs(30), || {
+        assert_eq!(ask(false), (503, "upstream_unavailable".to_owned()));
+        (healthy() == 0.0).then_some(())
+    });
 }

@@ -6,6 +6,7 @@ use pingora::connectors::http::Connector;
 use prometheus::IntCounterVec;
 
 use super::{Heard, read};
+use crate::upstream::addresses::Visit;
 use crate::upstream::pool::{AccountSlot, EndpointSlot, Pool};
 use crate::upstream::probe::{self, Question};
 
@@ -35,7 +36,7 @@ pub async fn ask(
         let path = format!("{}{PATH}", slot.settings.base_path);
         let question = Question {
             slot,
-            address: slot.state.addresses.next(now),
+            address: slot.state.addresses.next(Visit::MayTry, now),
             account: Some(account),
             path: &path,
             patience: PATIENCE,
