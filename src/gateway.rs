@@ -19,16 +19,19 @@
 //! ```
 
 mod admit;
+mod again;
 mod answer;
 mod attempt;
 mod charge;
 mod ending;
+mod finish;
 pub mod guessing;
 mod identify;
 mod intake;
 mod overload;
 mod record;
 mod resume;
+mod upstream_error;
 mod upstream_head;
 mod verdict;
 mod waiting;

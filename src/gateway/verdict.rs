@@ -10,19 +10,19 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::answer::head_is_out;
 use super::attempt::out_of_time;
+use super::upstream_error::upstream_error;
 use super::upstream_head::{answers_in_json, is_empty, is_stream, nonsense, retry_after};
 use crate::config::settings::FailureClass;
-use crate::context::{Attempt, Context, Outbound, Routed, Step};
+use crate::context::{Attempt, Context, Step};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::stand_in::Behind;
-use crate::routing::route::Variant;
 use crate::upstream::clocks::Late;
 use crate::upstream::enveloped::Cut;
 use crate::upstream::peer::Distrust;
 use crate::upstream::pool::Outcome;
 use crate::upstream::probe;
-use crate::upstream::retry::{self, Cause, Choice, Story, Verdict, Where};
+use crate::upstream::retry::{self, Cause};
 
 /// What a client is asked to wait when an upstream is in trouble.
 const TROUBLE_WAIT: Duration = Duration::from_secs(2);
@@ -139,7 +139,7 @@ impl Gateway {
         }
         self.end_attempt(ctx, "client_error");
         ctx.attempts.again = false;
-        let no = super::answer::upstream_error(status, b"", std::iter::empty());
+        let no = upstream_error(status, b"", std::iter::empty());
         ctx.refusal = Some(no);
         Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up()
     }
@@ -340,111 +340,6 @@ impl Gateway {
         probe::pin_mismatch(&attempt.lane.pool, slot, mismatches);
     }
 
-    /// Will there be another attempt? If so, notes when, and whom it must leave out.
-    fn go_on(
-        &self,
-        ctx: &mut Context,
-        cause: Cause,
-        retry_after: Option<Duration>,
-        now: Instant,
-    ) -> bool {
-        let Some(attempt) = &ctx.attempts.current else {
-            return false;
-        };
-        let pool = attempt.lane.pool.clone();
-        let (account, endpoint) = (attempt.chosen.account, attempt.chosen.endpoint);
-        let choice = Choice {
-            accounts: attempt.lane.width(),
-            endpoints: pool.endpoints.len(),
-            addresses: attempt
-                .endpoint_slot()
-                .map_or(0, |slot| slot.state.addresses.count()),
-            queue: attempt.lane.is_queued_for(),
-            rests: attempt.rests_for_model(now),
-        };
-        let mut story = Story {
-            cause,
-            attempts: ctx.attempts.made,
-            stale: ctx.attempts.stale,
-            received: ctx.started,
-            ends: ctx.ends_by(),
-            content_sent: ctx.answer.begun,
-            repeatable: repeatable(ctx),
-            client_there: !ctx.client_left(),
-            retry_after,
-            tried: &ctx.attempts.tried,
-            choice,
-            next_variant: self.next_variant(ctx, cause).is_some(),
-            budget: true,
-            random: ctx.random(),
-        };
-        // Who was given up by a doubt has taken its retry from the budget.
-        let paid = ctx.behind.as_ref().is_some_and(Behind::was_doubted);
-        let rules = &ctx.snapshot.settings.retry;
-        let mut verdict = retry::decide(now, rules, &story);
-        // Another upstream has a budget of its own.
-        let elsewhere = self
-            .next_variant(ctx, cause)
-            .is_some_and(|it| !ctx.attempts.were_at(&it.lane));
-        let takes = matches!(
-            verdict,
-            Verdict::Again { to, counted: true, .. } if to != Where::Variant || !elsewhere
-        );
-        if takes && !paid && !pool.budget.try_retry(now, rules) {
-            story.budget = false;
-            story.next_variant &= elsewhere;
-            verdict = retry::decide(now, rules, &story);
-        }
-        let upstream = pool.settings.id.as_str();
-        match verdict {
-            Verdict::Again {
-                to,
-                after,
-                avoid,
-                counted,
-            } => {
-                match to {
-                    Where::Variant => ctx.attempts.next_lane(),
-                    Where::Same | Where::Other => {
-                        let tried = &mut ctx.attempts.tried;
-                        retry::set_aside(tried, avoid, account, endpoint, choice);
-                    }
-                }
-                if !counted {
-                    ctx.attempts.stale += 1;
-                    ctx.attempts.made -= 1;
-                }
-                ctx.attempts.pause_until = (!after.is_zero()).then(|| now + after);
-                let labels = [upstream, cause.as_str()];
-                self.metrics.retries.with_label_values(&labels).inc();
-                true
-            }
-            Verdict::Stop(why) => {
-                let labels = [upstream, why.as_str()];
-                self.metrics
-                    .retries_stopped
-                    .with_label_values(&labels)
-                    .inc();
-                false
-            }
-        }
-    }
-
-    /// The next variant that would be asked after this failure.
-    fn next_variant<'c>(&self, ctx: &'c Context, cause: Cause) -> Option<&'c Variant> {
-        let class = match cause {
-            Cause::Class(class) => Some(class),
-            Cause::StaleConnection => None,
-        };
-        let variants = ctx.routed().map(|routed| routed.variants.as_slice());
-        let later = variants.and_then(|all| all.get(ctx.attempts.lane + 1..));
-        let mut later = later.unwrap_or_default().iter();
-        later.find(|variant| {
-            let fits = variant.follows(class) && ctx.has_files_at(&variant.lane);
-            fits && !self.is_off(&variant.lane)
-        })
-    }
-
     /// Gives the account's and the endpoint's places back and counts how the attempt ended.
     pub(super) fn end_attempt(&self, ctx: &mut Context, outcome: &'static str) {
         let Some(attempt) = ctx.attempts.current.take() else {
@@ -476,13 +371,6 @@ fn class_of_break(ctx: &Context, kind: &ErrorType, late: bool) -> FailureClass {
         _ if answered => FailureClass::Cut,
         _ => FailureClass::Reset,
     }
-}
-
-/// Can what the client sent be sent once more?
-fn repeatable(ctx: &Context) -> bool {
-    let sent = ctx.attempts.current.as_ref().is_some_and(|it| it.sent);
-    let through = |routed: &Routed| matches!(routed.body, Outbound::Through { .. });
-    ctx.routed().is_some_and(|routed| !through(routed) || !sent)
 }
 
 fn outcome(attempt: &Attempt, failure: Failure, now: Instant) -> Outcome {
