@@ -16,7 +16,7 @@ use crate::admission::book::Book;
 use crate::admission::clock::Calendar;
 use crate::admission::subject::SubjectName;
 use crate::config::settings::{
-    FailMode, GroupId, Limit, LimitKey, Plan, Settings, Store, Tenant, TenantId, UpstreamId,
+    FailMode, GroupId, Limit, LimitKey, Plan, Settings, Store, TenantId, UpstreamId,
 };
 use crate::identity::directory::Directory;
 use crate::identity::issuer::IssuerError;
@@ -36,6 +36,8 @@ pub enum SnapshotError {
     Issuer(#[from] IssuerError),
 }
 
+type Allowances = HashMap<TenantId, Allowance>;
+
 pub struct Snapshot {
     pub settings: Arc<Settings>,
     pub directory: Directory,
@@ -52,9 +54,9 @@ pub struct Snapshot {
     /// Where days and months of limits begin.
     pub calendar: Calendar,
     pub prices: PriceTable,
-    allowances: HashMap<TenantId, Allowance>,
+    allowances: Allowances,
     /// What this host keeps to while Redis is away, if that is wanted.
-    shares: HashMap<TenantId, Allowance>,
+    shares: Allowances,
 }
 
 /// The place where the snapshot in use is found.
@@ -126,23 +128,7 @@ impl Snapshot {
         };
         let directory = Directory::new(&settings, standing.clone())?;
         let lanes = lanes.into_values().collect();
-        let allowances = |part: Part| {
-            let tenants = settings.tenants.iter();
-            let each = |tenant: &Arc<Tenant>| Allowance::new(tenant, book, part);
-            tenants
-                .map(|tenant| (tenant.id.clone(), each(tenant)))
-                .collect::<HashMap<_, _>>()
-        };
-        let (allowances, shares) = match &settings.server.store {
-            Store::Local => (allowances(Part::Whole), HashMap::new()),
-            Store::Redis(redis) => {
-                let shares = match redis.fail {
-                    FailMode::LocalShare { hosts } => allowances(Part::OneOf(hosts)),
-                    FailMode::Open | FailMode::Closed => HashMap::new(),
-                };
-                (allowances(Part::Shared), shares)
-            }
-        };
+        let (allowances, shares) = allowances(&settings, book);
         Ok(Self {
             directory,
             routes,
@@ -207,4 +193,24 @@ fn most_output(set: &[(String, serde_json::Value)]) -> [Option<u64>; 3] {
         let (_, value) = set.iter().find(|(key, _)| key == field)?;
         value.as_u64()
     })
+}
+
+/// What each tenant may use; and what this host gives it while Redis is away.
+fn allowances(settings: &Settings, book: &Book) -> (Allowances, Allowances) {
+    let all = |part: Part| -> Allowances {
+        let tenants = settings.tenants.iter();
+        tenants
+            .map(|tenant| (tenant.id.clone(), Allowance::new(tenant, book, part)))
+            .collect()
+    };
+    match &settings.server.store {
+        Store::Local => (all(Part::Whole), HashMap::new()),
+        Store::Redis(redis) => {
+            let shares = match redis.fail {
+                FailMode::LocalShare { hosts } => all(Part::OneOf(hosts)),
+                FailMode::Open | FailMode::Closed => HashMap::new(),
+            };
+            (all(Part::Shared), shares)
+        }
+    }
 }

@@ -31,24 +31,17 @@ impl Gateway {
         ctx: &mut Context,
     ) -> FailToProxy {
         self.end_attempt(ctx, "failed");
-        let gone = FailToProxy {
-            error_code: 0,
-            can_reuse_downstream: false,
-        };
         ctx.put_client_back(session);
         if *error.esource() == ErrorSource::Downstream || ctx.client_left() {
             ctx.client_gone = true;
-            return gone;
+            return closed(0);
         }
         if ctx.answer.begun && ctx.answer.complete {
             // The upstream broke off after the stream's own end.
             let held = self.last_written(ctx).ok().flatten();
             let _ = session.write_response_body(held, true).await;
             let_out(&session.downstream_session).await;
-            return FailToProxy {
-                error_code: ctx.answer.status,
-                can_reuse_downstream: false,
-            };
+            return closed(ctx.answer.status);
         }
         if ctx.answer.begun && !ctx.answer.interrupted && !head_is_out(session) {
             // All of it came with the break, and none of it was passed on.
@@ -67,38 +60,22 @@ impl Gateway {
                 let _ = session.write_response_body(Some(event), false).await;
                 let_out(&session.downstream_session).await;
             }
-            return gone;
+            return closed(0);
         }
         // Keep-alives may have let the head out since this attempt's head came.
         ctx.answer.opened |= head_is_out(session);
         match self.degrade(session, ctx).await {
             Ok(false) => {}
-            Ok(true) => {
-                return FailToProxy {
-                    error_code: StatusCode::OK.as_u16(),
-                    can_reuse_downstream: false,
-                };
-            }
-            Err(_) => return gone,
+            Ok(true) => return closed(StatusCode::OK.as_u16()),
+            Err(_) => return closed(0),
         }
         let refusal = ctx.refusal.take().unwrap_or_else(|| {
             Refusal::new(Code::Internal, "The gateway failed to handle this request.")
                 .detail(error.etype().as_str())
         });
         if ctx.answer.opened {
-            // The client was told "200, in a moment": the truth follows as an event, and no end.
-            ctx.answer.status = StatusCode::OK.as_u16();
-            let event = refusal.event(ctx.family, ctx.request_id());
-            ctx.refusal = Some(refusal);
-            if !ctx.is_streamed() {
-                // JSON was promised: there is no place for an error but the broken connection.
-                let_out(&session.downstream_session).await;
-                return gone;
-            }
-            let event = Some(Bytes::from(event));
-            let _ = session.write_response_body(event, false).await;
-            let_out(&session.downstream_session).await;
-            return gone;
+            tell_under_head(session, ctx, refusal).await;
+            return closed(0);
         }
         // After a failed attempt Pingora closes, whatever is returned here: the head must say so.
         let refusal = Refusal {
@@ -107,10 +84,7 @@ impl Gateway {
         };
         let status = refusal.status().as_u16();
         let told = self.refuse(session, ctx, refusal).await.is_ok();
-        FailToProxy {
-            error_code: if told { status } else { 0 },
-            can_reuse_downstream: false,
-        }
+        closed(if told { status } else { 0 })
     }
 
     /// Answers with what is configured for the case that nobody who serves the model is left; false
@@ -215,6 +189,27 @@ impl Context {
         let told = join(held.unwrap_or_default(), Some(Bytes::from(event)));
         Some(join(owed, Some(told)))
     }
+}
+
+/// The client was told so much, or nothing (0); its connection is not used again.
+fn closed(status: u16) -> FailToProxy {
+    FailToProxy {
+        error_code: status,
+        can_reuse_downstream: false,
+    }
+}
+
+/// The client was told "200, in a moment": the truth follows as an event, and no end.
+async fn tell_under_head(session: &mut Session, ctx: &mut Context, refusal: Refusal) {
+    ctx.answer.status = StatusCode::OK.as_u16();
+    let event = refusal.event(ctx.family, ctx.request_id());
+    ctx.refusal = Some(refusal);
+    // Where JSON was promised there is no place for an error but the broken connection.
+    if ctx.is_streamed() {
+        let event = Some(Bytes::from(event));
+        let _ = session.write_response_body(event, false).await;
+    }
+    let_out(&session.downstream_session).await;
 }
 
 /// Before a stream is reset: an HTTP/2 reset throws away what is still queued, so the connection's

@@ -190,24 +190,8 @@ impl Gateway {
         surface: &Surface,
         identity: Identity,
     ) -> Result<Routed, Stop> {
-        let limits = &ctx.snapshot.settings.server.limits;
-        let limits = BodyLimits {
-            max: limits.max_request_body,
-            timeout: limits.body_timeout,
-        };
-        let mut body = body::read(session, framing, limits, &self.bodies)
-            .await
-            .map_err(|error| match error {
-                BodyError::Refused(refusal) => Stop::Refused(refusal),
-                BodyError::Gone(error) => Stop::Gone(error),
-            })?;
+        let mut body = self.read_body(session, ctx, framing, &identity).await?;
         let ready = Instant::now();
-        ctx.body_bytes = Some(body.bytes.len());
-        if let Some(expected) = identity.body_digest
-            && !signed_body::matches(expected, &body.bytes)
-        {
-            return Err(altered().into());
-        }
         let fields = scan::scan(&body.bytes)
             .map_err(|cause| Refusal::new(Code::InvalidBody, cause.to_string()))?;
         let model = fields.model.as_ref().ok_or_else(|| {
@@ -228,11 +212,8 @@ impl Gateway {
             .cloned()
             .collect();
         let stream = fields.stream == Some(true);
-        let asked = fields
-            .stream_options
-            .as_ref()
-            .and_then(|options| options.include_usage)
-            == Some(true);
+        let options = fields.stream_options.as_ref();
+        let asked = options.and_then(|options| options.include_usage) == Some(true);
         let strip_usage = stream && !asked && route::asks_for_usage(surface);
         let expected = expected(&fields, &route);
         if *surface != Surface::Embeddings {
@@ -241,12 +222,8 @@ impl Gateway {
             }
             ctx.names_files = ctx.snapshot.files.is_some() && fields.names_files();
         }
-        let edits = edits(
-            &fields,
-            &route,
-            variants.first().map(|first| &*first.lane),
-            strip_usage,
-        );
+        let first = variants.first().map(|first| &*first.lane);
+        let edits = edits(&fields, &route, first, strip_usage);
         edits.apply(&mut body.bytes);
         self.metrics.own_work("route", ready.elapsed());
         Ok(Routed {
@@ -263,6 +240,34 @@ impl Gateway {
             stream,
             strip_usage,
         })
+    }
+
+    /// All of the body; if it was signed, as it was signed.
+    async fn read_body(
+        &self,
+        session: &mut Session,
+        ctx: &mut Context,
+        framing: Framing,
+        identity: &Identity,
+    ) -> Result<body::Body, Stop> {
+        let limits = &ctx.snapshot.settings.server.limits;
+        let limits = BodyLimits {
+            max: limits.max_request_body,
+            timeout: limits.body_timeout,
+        };
+        let body = body::read(session, framing, limits, &self.bodies)
+            .await
+            .map_err(|error| match error {
+                BodyError::Refused(refusal) => Stop::Refused(refusal),
+                BodyError::Gone(error) => Stop::Gone(error),
+            })?;
+        ctx.body_bytes = Some(body.bytes.len());
+        if let Some(expected) = identity.body_digest
+            && !signed_body::matches(expected, &body.bytes)
+        {
+            return Err(altered().into());
+        }
+        Ok(body)
     }
 
     /// Says no in the caller's dialect and leaves the connection clean, or closes it.
