@@ -7,6 +7,7 @@
 //! first account has had more than its share lately goes to the second, and is remembered there.
 //! Whether the account can take it is for [`super::balance`].
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -32,10 +33,10 @@ pub struct Candidate {
 }
 
 /// Where the conversations of one upstream's model are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Affinity {
-    /// One for each conversation; 0 for none.
-    homes: Box<[AtomicU64]>,
+    /// One for each conversation; 0 for none. Most upstreams have one account, and no use for it.
+    homes: OnceLock<Box<[AtomicU64]>>,
     given: Mutex<Given>,
 }
 
@@ -46,19 +47,12 @@ struct Given {
     sum: u64,
 }
 
-impl Default for Affinity {
-    fn default() -> Self {
-        Self {
-            homes: (0..REMEMBERED).map(|_| AtomicU64::new(0)).collect(),
-            given: Mutex::default(),
-        }
-    }
-}
-
 impl Affinity {
     /// The index of the account that the conversation with this key belongs to; `None` without any.
     pub fn home(&self, key: u64, accounts: &[Candidate]) -> Option<usize> {
-        let slot = self.homes.get(usize::try_from(key).ok()? % REMEMBERED)?;
+        let homes = || (0..REMEMBERED).map(|_| AtomicU64::new(0)).collect();
+        let homes = self.homes.get_or_init(homes);
+        let slot = homes.get(usize::try_from(key).ok()? % REMEMBERED)?;
         let known = slot.load(Ordering::Relaxed);
         // Zero is nobody's.
         let own = mix(key) & !ACCOUNT | 1 << 16;
