@@ -3,11 +3,14 @@
 //! configuration in use; pools that a reload brought are taken up at once.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures_util::future::{join, join_all, join3};
+use futures_util::StreamExt;
+use futures_util::future::join3;
+use futures_util::stream::FuturesUnordered;
 use pingora::connectors::http::Connector;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
@@ -42,13 +45,76 @@ pub struct Upkeep {
     pub shared: Option<Arc<RedisCounts>>,
 }
 
-/// When an upstream's turn comes.
-#[derive(Clone, Copy)]
-struct Due {
-    resolve: Instant,
-    /// From that to the next one, at most.
+/// When an upstream is looked after.
+struct Schedule {
+    names: Turn,
+    /// From one turn of the names to the next, at most.
     pause: Duration,
-    check: Instant,
+    checks: Turn,
+    /// It was resolved and asked once.
+    known: bool,
+}
+
+/// When something is done next.
+struct Turn {
+    at: Instant,
+    under_way: bool,
+}
+
+/// What is done at one time.
+#[derive(Clone, Copy)]
+struct Work {
+    resolve: bool,
+    check: bool,
+}
+
+impl Turn {
+    fn new(at: Instant) -> Self {
+        Self {
+            at,
+            under_way: false,
+        }
+    }
+
+    /// Does it begin now? Then the next one does after so long.
+    fn begins(&mut self, now: Instant, next: Duration) -> bool {
+        let begins = self.at <= now && !self.under_way;
+        if begins {
+            self.at = now + next;
+            self.under_way = true;
+        }
+        begins
+    }
+}
+
+impl Schedule {
+    fn new(now: Instant) -> Self {
+        Self {
+            names: Turn::new(now),
+            pause: FIRST_PAUSE,
+            checks: Turn::new(now),
+            known: false,
+        }
+    }
+
+    /// What is to be done for the pool now, if anything is.
+    fn due(&mut self, pool: &Pool, now: Instant) -> Option<Work> {
+        let settings = &pool.settings;
+        let health = settings.health.as_ref();
+        let interval = health.map_or(settings.dns_refresh, |health| health.interval);
+        let resolve = self.names.begins(now, self.pause.min(settings.dns_refresh));
+        if resolve {
+            self.pause = self.pause.saturating_mul(2);
+        }
+        let check = self.checks.begins(now, interval);
+        (resolve || check).then_some(Work { resolve, check })
+    }
+
+    fn ended(&mut self, work: Work) {
+        self.names.under_way &= !work.resolve;
+        self.checks.under_way &= !work.check;
+        self.known |= work.check;
+    }
 }
 
 #[async_trait]
@@ -70,23 +136,54 @@ impl Upkeep {
         }
     }
 
+    /// Upstreams do not wait for each other, nor checks for names that were found before.
     async fn ask_around(&self, mut shutdown: ShutdownWatch) {
         let connector = Connector::new(None);
-        let mut due = HashMap::new();
+        let mut schedules: HashMap<UpstreamId, Schedule> = HashMap::new();
+        let mut under_way = FuturesUnordered::new();
+        let mut counts = pin!(self.counts_tried());
+        let mut counts_tried = false;
         loop {
-            let pools = self.current.load().pools.clone();
-            join(
-                self.round(&pools, &connector, &mut due),
-                self.counts_tried(),
-            )
-            .await;
-            upstreams_known(&self.readiness);
+            let (now, pools) = (Instant::now(), self.current.load().pools.clone());
+            let mut known = counts_tried;
+            for pool in &pools {
+                let id = pool.settings.id.clone();
+                let schedule = schedules.entry(id).or_insert_with(|| Schedule::new(now));
+                if let Some(work) = schedule.due(pool, now) {
+                    under_way.push(self.look_after(pool.clone(), work, &connector));
+                }
+                known &= schedule.known;
+            }
+            if known {
+                upstreams_known(&self.readiness);
+            }
             tokio::select! {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
-                () = self.reloaded.notified() => due.clear(),
+                () = self.reloaded.notified() => schedules.clear(),
+                () = &mut counts, if !counts_tried => counts_tried = true,
+                Some((id, work)) = under_way.next() => {
+                    if let Some(schedule) = schedules.get_mut(&id) {
+                        schedule.ended(work);
+                    }
+                }
                 () = tokio::time::sleep(TICK) => {}
             }
         }
+    }
+
+    async fn look_after(
+        &self,
+        pool: Arc<Pool>,
+        work: Work,
+        connector: &Connector,
+    ) -> (UpstreamId, Work) {
+        if work.resolve {
+            discovery::resolve(&pool).await;
+        }
+        if work.check {
+            probe::check(&pool, connector, &self.pin_mismatches).await;
+        }
+        (pool.settings.id.clone(), work)
     }
 
     /// Whoever is ready can ask Redis, if it is there: else `fail: closed` would refuse the first
@@ -95,45 +192,5 @@ impl Upkeep {
         if let Some(counts) = &self.shared {
             counts.tried(FIRST_PROBE).await;
         }
-    }
-
-    /// Does what is due; upstreams do not wait for each other.
-    async fn round(
-        &self,
-        pools: &[Arc<Pool>],
-        connector: &Connector,
-        due: &mut HashMap<UpstreamId, Due>,
-    ) {
-        let now = Instant::now();
-        let work = pools.iter().map(|pool| {
-            let at = due.entry(pool.settings.id.clone()).or_insert(Due {
-                resolve: now,
-                pause: FIRST_PAUSE,
-                check: now,
-            });
-            let resolve = at.resolve <= now;
-            let check = at.check <= now;
-            if resolve {
-                at.resolve = now + at.pause.min(pool.settings.dns_refresh);
-                at.pause = at.pause.saturating_mul(2);
-            }
-            if check {
-                at.check = now
-                    + pool
-                        .settings
-                        .health
-                        .as_ref()
-                        .map_or(pool.settings.dns_refresh, |health| health.interval);
-            }
-            async move {
-                if resolve {
-                    discovery::resolve(pool).await;
-                }
-                if check {
-                    probe::check(pool, connector, &self.pin_mismatches).await;
-                }
-            }
-        });
-        join_all(work).await;
     }
 }

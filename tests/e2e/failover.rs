@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tidegate::emulator::EmulatorConfig;
 
+use crate::support::hostile::Deaf;
 use crate::support::*;
 
 /// An address that refuses connections.
@@ -514,4 +515,32 @@ fn an_upstream_that_says_nothing_is_given_up_after_its_deadline() {
     assert_eq!(told[0]["error"]["code"], "upstream_timeout");
     assert!(!answer.text().contains("[DONE]"));
     emulator.call_ended("client_gone");
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_holds_up_the_checks_of_no_other() {
+    let deaf = Deaf::new();
+    let emulator = Emulator::quick();
+    let config = Config::for_emulator(&emulator);
+    let mut other = config.value["upstreams"][0].clone();
+    other["id"] = json!("deaf");
+    other["endpoints"] = json!([{"url": deaf.url()}]);
+    other["timeouts"] = json!({"connect": "30s", "connect_total": "30s"});
+    other["health"] = json!({"interval": "30s", "timeout": "30s"});
+    let config = config
+        .set(
+            "/upstreams/0/health",
+            json!({"interval": "250ms", "timeout": "200ms"}),
+        )
+        .set("/upstreams/-", other);
+    let gateway = Gateway::launch(config);
+    let checks = || {
+        let journal = Request::get("/_emulator/journal?brief=1").send(emulator.address());
+        journal.json().as_array().unwrap().len()
+    };
+    eventually("it was asked eight times", SOON, || {
+        (checks() >= 8).then_some(())
+    });
+    // The other one has not failed yet: that takes three times as long.
+    assert!(!gateway.is_ready());
 }
