@@ -14,7 +14,10 @@ const FIRST_SHARE: u32 = 100;
 const JITTER: u64 = 200;
 /// A probe that has shown nothing for so long no longer keeps the next from being sent: it may be an
 /// unstreamed request at somebody silent, which is waited for for minutes.
-pub(super) const PROBE_COUNTS: Duration = Duration::from_secs(20);
+pub(super) const PROBE_COUNTS: Duration = Duration::from_secs(5);
+/// Probes that were given back without a word make room for so many more: clients that leave early
+/// should not be all who are let through.
+const MOST_MORE: u32 = 3;
 /// Until a probe's end is known, nobody can tell when the next may go; this is what is said.
 const PROBE_TIME: Duration = Duration::from_secs(1);
 /// Without rules for outliers: the time out after the provider's verdict.
@@ -160,6 +163,8 @@ pub struct Gate {
     serial: u32,
     /// Requests under way that try it.
     probing: u32,
+    /// Those that ended without showing anything, since it is tried.
+    fruitless: u32,
     /// When the latest of them was let through.
     probed: Instant,
     /// Times out since it was last in.
@@ -174,6 +179,7 @@ impl Gate {
             reason: None,
             serial: 0,
             probing: 0,
+            fruitless: 0,
             probed: now,
             times: 0,
         }
@@ -263,19 +269,25 @@ impl Gate {
     pub fn give_back(&mut self, pass: Pass) {
         if pass.probe && self.is_current(pass) {
             self.probing = self.probing.saturating_sub(1);
+            self.fruitless = self.fruitless.saturating_add(1);
         }
+    }
+
+    fn end_probe(&mut self, pass: Pass) {
+        self.give_back(pass);
+        self.fruitless = 0;
     }
 
     /// The request has shown that it is well.
     pub fn succeeded(&mut self, pass: Pass, now: Instant, terms: Terms) -> Option<Change> {
-        self.give_back(pass);
+        self.end_probe(pass);
         let tried = pass.probe && self.is_current(pass) && self.phase == Phase::HalfOpen;
         tried.then(|| self.rise(Reason::Probe, now, terms))
     }
 
     /// The request has shown that it is ill: a probe takes it out again, for twice as long.
     pub fn failed(&mut self, pass: Pass, now: Instant, terms: Terms, seed: u64) -> Option<Change> {
-        self.give_back(pass);
+        self.end_probe(pass);
         let tried = pass.probe && self.is_current(pass) && self.phase == Phase::HalfOpen;
         let kept = self.reason;
         let change = tried.then(|| self.leave(Reason::Probe, now, terms, seed));
@@ -319,12 +331,14 @@ impl Gate {
     /// Do as many try it as may?
     fn is_taken(&self, now: Instant, terms: Terms) -> bool {
         let fresh = now.saturating_duration_since(self.probed) < PROBE_COUNTS;
-        self.probing >= terms.probes && fresh
+        let most = terms.probes.saturating_add(self.fruitless.min(MOST_MORE));
+        self.probing >= most && fresh
     }
 
     fn go(&mut self, reason: Reason, until: Option<Instant>, now: Instant) -> Change {
         self.serial = self.serial.wrapping_add(1);
         self.probing = 0;
+        self.fruitless = 0;
         self.times = self.times.saturating_add(1);
         self.reason = Some(reason);
         self.become_phase(Phase::Out { until }, reason, now)

@@ -153,7 +153,8 @@ fn probes_that_show_nothing_for_long_do_not_keep_the_next_from_being_sent() {
     breaker.advance(later);
     let _silent = [(); 3].map(|()| breaker.admit(None, later, &rules()).unwrap());
     let standing = |breaker: &Breaker, at| breaker.standing(None, at, &rules());
-    assert_eq!(standing(&breaker, later + 19 * SECOND), Standing::Closed);
+    let closed = later + PROBE_COUNTS - SECOND;
+    assert_eq!(standing(&breaker, closed), Standing::Closed);
     let later = later + PROBE_COUNTS;
     assert_eq!(standing(&breaker, later), Standing::Probe);
     assert!(breaker.admit(None, later, &rules()).is_some());

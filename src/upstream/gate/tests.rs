@@ -177,6 +177,30 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[test]
+fn clients_that_leave_early_do_not_keep_others_from_finding_out() {
+    let now = Instant::now() + 5 * SECOND;
+    let mut gate = out(now - 5 * SECOND);
+    gate.advance(now);
+    let admitted = |gate: &mut Gate| {
+        let passes: Vec<_> = std::iter::from_fn(|| gate.admit(now, TERMS)).collect();
+        passes
+    };
+    for more in [0, 2, MOST_MORE, MOST_MORE] {
+        let passes = admitted(&mut gate);
+        let most = TERMS.probes + more;
+        assert_eq!(passes.len(), usize::try_from(most).unwrap());
+        passes.into_iter().for_each(|pass| gate.give_back(pass));
+    }
+    // One that shows something makes it as narrow as before.
+    let passes = admitted(&mut gate);
+    gate.failed(passes[0], now, TERMS, 0);
+    let later = now + 100 * SECOND;
+    gate.advance(later);
+    assert!((0..TERMS.probes).all(|_| gate.admit(later, TERMS).is_some()));
+    assert_eq!(gate.admit(later, TERMS), None);
+}
+
 proptest! {
     /// Whatever happens in whatever order: no more probes at one time than may, nobody let through
     /// while it is out, no way back but through a probe, and no probe lost for good.
@@ -197,7 +221,8 @@ proptest! {
                 }
                 Step::Ask => {
                     let fresh = now - gate.probed < PROBE_COUNTS;
-                    let taken = fresh && gate.probing >= TERMS.probes;
+                    let most = TERMS.probes + gate.fruitless.min(MOST_MORE);
+                    let taken = fresh && gate.probing >= most;
                     let pass = gate.admit(now, TERMS);
                     prop_assert!(!(taken && pass.is_some_and(Pass::is_probe)));
                     let out = matches!(before, Phase::Out { .. });
