@@ -128,7 +128,15 @@ pub(super) async fn ask(
     let address = question
         .address
         .ok_or_else(|| Error::explain(ErrorType::ConnectError, "the name has not been resolved"))?;
-    let peer = slot.template.direct(address);
+    let mut peer = slot.template.direct(address);
+    // Before the question as a whole is given up: where there is no connection, it is the address.
+    let most = question.patience.mul_f64(0.9);
+    for time in [
+        &mut peer.options.connection_timeout,
+        &mut peer.options.total_connection_timeout,
+    ] {
+        *time = Some(time.map_or(most, |time| time.min(most)));
+    }
     let began = Instant::now();
     let (mut session, _reused) = match connector.get_http_session(&peer).await {
         Ok(session) => session,

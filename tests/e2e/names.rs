@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 use tidegate::emulator::EmulatorConfig;
 
+use crate::support::hostile::Deaf;
 use crate::support::resolver::{Lookup, Resolver};
 use crate::support::*;
 
@@ -164,4 +165,35 @@ fn an_endpoint_is_well_while_one_of_its_addresses_is() {
         gateway.post(PATH, &chat("hello"));
         (gateway.metric(healthy, &[]) == 0.0).then_some(())
     });
+}
+
+#[test]
+fn an_address_at_which_no_connection_comes_about_is_found_however_little_time_there_is() {
+    let hurried = json!(false);
+    let checked = json!({"interval": "500ms", "timeout": "500ms"});
+    for health in [hurried, checked] {
+        let Some(resolver) = Resolver::start(Lookup::Addresses(vec![HERE, THERE])) else {
+            return;
+        };
+        let deaf = Deaf::new();
+        let there = at(THERE, deaf.address().port());
+        let asks = !health.is_object();
+        let config = by_name(&resolver, &there).set("/upstreams/0/health", health);
+        let gateway = Gateway::start(config);
+        let ask = || {
+            let request = Request::post(PATH, &chat("hello")).key("acme");
+            let request = request.header("x-tidegate-timeout", "2s");
+            request.send(gateway.address()).status
+        };
+        eventually("it is passed over", SOON, || {
+            if asks {
+                assert!([200, 504].contains(&ask()));
+            }
+            let passed_over = "tidegate_upstream_endpoint_addresses_passed_over";
+            (gateway.metric(passed_over, &[]) == 1.0).then_some(())
+        });
+        assert!((0..10).all(|_| ask() == 200));
+        let healthy = gateway.metric("tidegate_upstream_endpoint_healthy", &[]);
+        assert_eq!(healthy, 1.0);
+    }
 }
