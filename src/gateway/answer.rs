@@ -186,11 +186,10 @@ impl Gateway {
             if progress {
                 ctx.moved(Step::Content, now);
             }
-            if failed && ctx.answer.resumption.is_none() {
-                let before = out.slice(..error_at);
-                return Ok(self.interrupt(ctx, before, FailureClass::ErrorInAnswer));
-            }
-            return self.write_down(ctx, out);
+            return match failed {
+                true => self.failed_in_stream(ctx, out.slice(..error_at)),
+                false => self.write_down(ctx, out),
+            };
         }
         let begun = seen.begun;
         let told = failed;
@@ -221,9 +220,9 @@ impl Gateway {
             attempt.chosen.report(Outcome::FirstContent, now);
         }
         ctx.begin_answer();
-        if told && ctx.answer.resumption.is_none() {
-            let out = ctx.answer.prelude.pass(out.slice(..error_at), true);
-            return Ok(self.interrupt(ctx, out, FailureClass::ErrorInAnswer));
+        if told {
+            let before = ctx.answer.prelude.pass(out.slice(..error_at), true);
+            return self.failed_in_stream(ctx, before);
         }
         let out = ctx.answer.prelude.pass(out, true);
         self.write_down(ctx, out)

@@ -14,6 +14,7 @@ use super::Gateway;
 use super::answer::head_is_out;
 use super::answer::join;
 use crate::context::{Context, Watch};
+use crate::relay::sse::Scanner;
 use crate::request::degraded::{self, Asked};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
@@ -169,7 +170,7 @@ impl Context {
         let Watch::Stream(scanner) = &mut self.answer.watch else {
             return None;
         };
-        let held = scanner.finish();
+        let held = scanner.finish().filter(|held| !Scanner::is_error(held));
         let said = scanner.seen().error.clone();
         let refusal = Refusal::new(
             Code::StreamInterrupted,

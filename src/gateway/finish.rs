@@ -22,11 +22,12 @@ impl Gateway {
     /// # Errors
     /// If it is not whole and another attempt may go on, or nothing can tell the client any more.
     pub(super) fn finish(&self, out: Bytes, ctx: &mut Context) -> Result<Bytes> {
+        let streamed = ctx.is_streamed();
         let (out, fault) = match &mut ctx.answer.watch {
             Watch::Nothing => (out, None),
             Watch::Error { .. } => (self.finish_error(ctx)?, None),
             Watch::Whole(scanner) => {
-                let fault = fault_of_whole(scanner.seen());
+                let fault = fault_of_whole(scanner.seen(), streamed);
                 (join(ctx.answer.withheld.finish(), Some(out)), fault)
             }
             Watch::Stream(_) => self.finish_stream(out, ctx)?,
@@ -85,14 +86,29 @@ impl Gateway {
         let mut rest = scanner.finish();
         let fault = fault_of_stream(scanner.seen(), tells_failures);
         let unread = scanner.error_at().is_some() || rest.as_deref().is_some_and(Scanner::is_error);
-        if unread && fault.is_some() && ctx.answer.resumption.is_none() {
+        if unread && fault.is_some() {
             // An error without its blank line, or half of one: it is told in our words alone.
-            out.truncate(out.len().saturating_sub(unfinished));
             rest = None;
+            if !ctx.passes_whole_events() {
+                out.truncate(out.len().saturating_sub(unfinished));
+            }
         }
         let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
         let rest = self.write_down(ctx, rest)?;
         Ok((join(out, Some(rest)), fault))
+    }
+
+    /// The upstream told of a failure in a stream of which the client has part, or has after what
+    /// came `before` that.
+    ///
+    /// # Errors
+    /// If another attempt goes on.
+    pub(super) fn failed_in_stream(&self, ctx: &mut Context, before: Bytes) -> Result<Bytes> {
+        let before = self.write_down(ctx, before)?;
+        if ctx.answer.interrupted {
+            return Ok(before);
+        }
+        self.broke_off(before, ctx, FailureClass::ErrorInAnswer)
     }
 
     /// It ends as it should not, and the client has part of it.
@@ -158,8 +174,8 @@ impl Gateway {
     }
 }
 
-/// What is wrong with an answer in one piece.
-fn fault_of_whole(seen: &Answer) -> Option<FailureClass> {
+/// What is wrong with an answer in one piece, where one was asked for or a stream.
+fn fault_of_whole(seen: &Answer, streamed: bool) -> Option<FailureClass> {
     match &seen.error {
         _ if !seen.begun => Some(FailureClass::Cut),
         _ if seen.foreign => Some(FailureClass::Garbage),
@@ -168,6 +184,7 @@ fn fault_of_whole(seen: &Answer) -> Option<FailureClass> {
         None if seen.finish_reason.is_some_and(FinishReason::is_failure) => {
             Some(FailureClass::NoResources)
         }
+        None if streamed || !seen.answers => Some(FailureClass::Garbage),
         None => None,
     }
 }

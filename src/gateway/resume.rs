@@ -64,6 +64,12 @@ impl Context {
         }
     }
 
+    /// Is the beginning of an event kept until all of it is there?
+    pub(super) fn passes_whole_events(&self) -> bool {
+        let resumption = self.answer.resumption.as_ref();
+        resumption.is_some_and(|it| it.rewriter.is_some() || it.transcript.is_open())
+    }
+
     /// Is the attempt one that goes on with a stream?
     pub(super) fn is_resumed(&self) -> bool {
         self.answer

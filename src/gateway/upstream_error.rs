@@ -4,6 +4,8 @@
 use crate::context::Attempt;
 use crate::request::refusal::{Code, Refusal};
 
+/// Characters of an upstream's message that are told.
+const MOST_TOLD: usize = 2_000;
 /// Stands where a key stood.
 const HIDDEN: &str = "[key]";
 
@@ -20,8 +22,8 @@ pub(super) fn upstream_error<'k>(
             let message = value
                 .pointer("/error/message")
                 .or_else(|| value.get("message"))?;
-            let text: String = message.as_str()?.chars().take(2_000).collect();
-            Some(without_keys(&text, keys))
+            let text = without_keys(message.as_str()?, keys);
+            Some(text.chars().take(MOST_TOLD).collect())
         });
     let code = client_fault(status);
     let message =
@@ -95,6 +97,10 @@ mod tests {
             std::iter::once("zz-own-key"),
         );
         assert_eq!(refusal.message, "key=[key], Bearer:[key]\n[key]");
+        let long = format!("{} zz-own-key", "x".repeat(MOST_TOLD - 5));
+        let body = format!(r#"{{"message":"{long}"}}"#);
+        let refusal = upstream_error(400, body.as_bytes(), std::iter::once("zz-own-key"));
+        assert!(!refusal.message.contains("zz"), "cut before it was hidden");
         let refusal = upstream_error(422, b"<html>", std::iter::once("zz-own-key"));
         assert!(refusal.message.contains("422"));
         let refusal = upstream_error(

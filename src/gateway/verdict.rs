@@ -30,6 +30,8 @@ const TROUBLE_WAIT: Duration = Duration::from_secs(2);
 /// A pooled connection that breaks within this time was dead already; later, the upstream may have
 /// worked on the request, and been paid for it.
 const STALE_WINDOW: Duration = Duration::from_secs(1);
+/// Long enough for a connection: a packet that was lost once is sent again after a second.
+const FAIR_TIME: Duration = Duration::from_millis(1_500);
 /// Timers may go off a little before their time.
 const ROUNDING: Duration = Duration::from_millis(2);
 
@@ -64,8 +66,15 @@ impl Gateway {
             error.etype(),
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout
         );
-        if slow && ctx.is_over(Instant::now() + ROUNDING) {
-            // It was given no more than what the request had left.
+        let now = Instant::now();
+        if slow && ctx.is_over(now + ROUNDING) {
+            // It was given no more than what the request had left: no fault of the endpoint's. But
+            // where that was long enough for a connection, another address is the better one.
+            let attempt = ctx.attempts.current.as_ref();
+            let patient = |it: &&Attempt| now.saturating_duration_since(it.began) >= FAIR_TIME;
+            if let Some(attempt) = attempt.filter(patient) {
+                attempt.failed_at_address_alone(FailureClass::Connect, now);
+            }
             return self.out_of_its_time(ctx, error, FailureClass::Deadline);
         }
         let refusal = unreachable().detail(format!("no connection: {}", error.etype().as_str()));
@@ -95,9 +104,16 @@ impl Gateway {
         ctx.moved(Step::Head, now);
         let opened = ctx.answer.opened || head_is_out(session);
         let stream = ctx.routed().is_some_and(|routed| routed.stream);
-        let stray = opened && stream && head.status.is_success() && !is_stream(head);
-        let why = stray.then_some("an answer in one piece where a stream was begun");
-        if let Some(why) = nonsense(head, answers_in_json(ctx)).or(why) {
+        let stray = if !head.status.is_success() {
+            None
+        } else if stream && opened && !is_stream(head) {
+            Some("an answer in one piece where a stream was begun")
+        } else if !stream && answers_in_json(ctx) && is_stream(head) {
+            Some("a stream where an answer in one piece was asked for")
+        } else {
+            None
+        };
+        if let Some(why) = nonsense(head, answers_in_json(ctx)).or(stray) {
             let refusal = Refusal::new(Code::UpstreamError, "The upstream's answer made no sense.");
             let error = forward::not_trusted(why);
             let failure = FailureClass::Garbage.into();

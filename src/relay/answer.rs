@@ -29,6 +29,8 @@ pub struct Answer {
     pub foreign: bool,
     /// Whether the JSON object is closed.
     pub complete: bool,
+    /// Whether it has the member that answers have: `choices`, `data`, `content` or `output`.
+    pub answers: bool,
     /// Its usage.
     pub usage: Option<Usage>,
     /// `choices[].finish_reason` (of several, a failure first, else the last),
@@ -49,6 +51,7 @@ enum Target {
     Status,
     Details,
     Kind,
+    Object,
     Code,
     Message,
 }
@@ -263,6 +266,12 @@ impl AnswerScanner {
             return None;
         }
         self.in_choices = key == b"\"choices\"";
+        self.answer.answers |= match self.shape {
+            Shape::Chat => self.in_choices,
+            Shape::Completions => self.in_choices || key == b"\"data\"",
+            Shape::Messages => key == b"\"content\"",
+            Shape::Responses => key == b"\"output\"",
+        };
         match (key, self.shape) {
             (b"\"usage\"", _) => Some(Target::Usage),
             (b"\"error\"", _) => Some(Target::Error),
@@ -270,6 +279,7 @@ impl AnswerScanner {
             (b"\"status\"", Shape::Responses) => Some(Target::Status),
             (b"\"incomplete_details\"", Shape::Responses) => Some(Target::Details),
             (b"\"type\"", _) => Some(Target::Kind),
+            (b"\"object\"", _) => Some(Target::Object),
             (b"\"code\"", _) => Some(Target::Code),
             (b"\"message\"", _) => Some(Target::Message),
             _ => None,
@@ -307,8 +317,12 @@ impl AnswerScanner {
         let depth = self.depth;
         if let Some(capture) = self.capture.take_if(|capture| capture.depth == depth) {
             let value = std::mem::take(&mut self.captured);
-            if !capture.long {
-                self.learn(capture.target, value.trim_ascii());
+            match (capture.long, capture.target) {
+                (false, target) => self.learn(target, value.trim_ascii()),
+                // Too long to be read, it is one all the same.
+                (true, Target::Error) => self.answer.error = Some(StreamError::default()),
+                (true, Target::Message) => self.bare.message = Some(Box::default()),
+                (true, _) => {}
             }
         }
     }
@@ -330,6 +344,9 @@ impl AnswerScanner {
                 self.answer.finish_reason = reason.and_then(FinishReason::read).or(earlier);
             }
             Target::Kind => self.bare.kind = event::word(value),
+            // vLLM's older form.
+            Target::Object if value == b"\"error\"" => self.bare.kind = event::word(value),
+            Target::Object => {}
             Target::Code => self.bare.code = event::word(value),
             Target::Message => self.bare.message = event::message(value),
         }

@@ -33,24 +33,27 @@ impl Reading<'_> {
 }
 
 struct Finders {
+    choices: Finder<'static>,
     finish: Finder<'static>,
     usage: Finder<'static>,
     error: Finder<'static>,
 }
 
 static FINDERS: LazyLock<Finders> = LazyLock::new(|| Finders {
+    choices: Finder::new(b"\"choices\""),
     finish: Finder::new(b"\"finish_reason\""),
     usage: Finder::new(b"\"usage\""),
     error: Finder::new(b"\"error\""),
 });
 
-/// Whether an OpenAI chunk can only be a delta: it has no finish reason, no
-/// usage and no error. What stands inside a string cannot look like a key, since
+/// Whether an OpenAI chunk can only be a delta: it has choices, and no finish
+/// reason, no usage and no error. What stands inside a string cannot look like a key, since
 /// its quotation marks are escaped. A key spelt with escapes would be overlooked;
 /// no serialiser writes one.
 pub(super) fn is_plain_delta(data: &[u8]) -> bool {
     let finders = &*FINDERS;
-    !has_value(&finders.finish, data)
+    finders.choices.find(data).is_some()
+        && !has_value(&finders.finish, data)
         && !has_value(&finders.usage, data)
         && !mentions(&finders.error, data)
 }
@@ -75,6 +78,15 @@ fn mentions(word: &Finder<'_>, data: &[u8]) -> bool {
 fn after_colon(data: &[u8], at: usize) -> Option<&[u8]> {
     let rest = data.get(at..)?.trim_ascii_start().strip_prefix(b":")?;
     Some(rest.trim_ascii_start())
+}
+
+/// Reads what an OpenAI stream calls an error, whatever stands in it.
+pub(super) fn error(data: &[u8]) -> Reading<'_> {
+    let told = chunk(data).error;
+    Reading {
+        error: Some(told.unwrap_or_else(|| StreamError::read(data))),
+        ..Reading::default()
+    }
 }
 
 /// Reads an OpenAI chunk, of chat or of text completions. Data that is no JSON

@@ -306,6 +306,9 @@ impl Scanner {
                 self.seen.progress = true;
                 false
             }
+            Shape::Chat | Shape::Completions if name == Some(Kind::Error) => {
+                self.account(reading::error(data))
+            }
             Shape::Chat | Shape::Completions => {
                 if self.seen.first_content && self.is_plain_delta(data) {
                     self.content();

@@ -158,12 +158,15 @@ fn is_open(usage: bool, event: &[u8], searched: &mut usize) -> bool {
 /// never true again once it was false.
 pub(super) fn begins_as_error(event: &[u8]) -> bool {
     const BEGINNINGS: [&[u8]; 4] = [
-        b"data: {\"error\"",
         b"data:{\"error\"",
-        b"event: error",
+        b"data:{\"object\":\"error\"",
+        b"data:{\"type\":\"error\"",
         b"event:error",
     ];
-    let fits = |beginning: &&[u8]| event.iter().zip(*beginning).all(|(a, b)| a == b);
+    let fits = |beginning: &&[u8]| {
+        let black = event.iter().filter(|byte| !matches!(byte, b' ' | b'\t'));
+        black.zip(*beginning).all(|(a, b)| a == b)
+    };
     BEGINNINGS.iter().any(fits)
 }
 

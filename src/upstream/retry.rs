@@ -19,7 +19,7 @@ use super::pool::Tried;
 use crate::config::settings::{FailureClass, Retry};
 
 /// Dead pooled connections that one request runs into for free; more are taken for resets.
-pub const MAX_STALE: u32 = 3;
+pub const MAX_STALE: u32 = 2;
 
 /// The class of an answer's status; `None` if it is no failure or the request's own.
 pub fn class_of_status(status: u16) -> Option<FailureClass> {

@@ -504,8 +504,10 @@ fn connections_behind_the_envelope_are_used_again() {
     ];
     let (url, connections) = upstream(move |_, request| Some(answers[request % 5].clone()));
     let gateway = Gateway::start(by_hand(&url));
-    for status in [200, 400, 200, 400, 200, 200, 400, 200, 400, 200] {
-        let answer = gateway.post("/v1/chat/completions", &chat_stream("hi"));
+    let statuses = [200, 400, 200, 400, 200, 200, 400, 200, 400, 200];
+    for (request, status) in statuses.into_iter().enumerate() {
+        let question = with(chat("hi"), "stream", json!(request % 5 == 2));
+        let answer = gateway.post("/v1/chat/completions", &question);
         assert_eq!(answer.status, status, "{}", answer.text());
     }
     assert_eq!(connections.load(Ordering::Acquire), 1);

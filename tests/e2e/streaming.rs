@@ -286,6 +286,112 @@ fn an_error_event_is_told_in_our_words_wherever_it_stands() {
     }
 }
 
+/// A gateway before an upstream that answers everything with this.
+fn before_one_that_says(kind: &str, framed: &str, resume: u32) -> (Hostile, Gateway) {
+    let upstream = Hostile::always(format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n{framed}"
+    ));
+    let accounts = [("main".to_owned(), "sk-x".to_owned())];
+    let config = Config::for_urls(&[upstream.url()], &accounts)
+        .set("/upstreams/0/health", json!(false))
+        .set("/models/deepseek-flash/resume", json!(resume))
+        .set("/retry", json!({"attempts": 1}));
+    (upstream, Gateway::start(config))
+}
+
+#[test]
+fn an_upstreams_error_after_content_is_one_in_every_form() {
+    const SAID: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"said\"}}]}\n\n";
+    const TOOL: &str =
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"tool_calls\":[{\"index\":0}]}}]}\n\n";
+    const ERROR: &str = "data: {\"error\":{\"message\":\"node 7\"}}\n\n";
+    const DONE: &str = "data: [DONE]\n\n";
+    const BARE: &str = "data: {\"code\":50505,\"message\":\"node 7\",\"data\":null}\n\n";
+    const NAMED: &str = "event: error\ndata: {\"message\":\"node 7\",\"type\":\"x\"}\n\n";
+    let in_chunks = |parts: &[&str], whole: bool| {
+        let end = if whole { "0\r\n\r\n" } else { "" };
+        let chunks = parts.iter();
+        let chunks = chunks.map(|part| format!("{:x}\r\n{part}\r\n", part.len()));
+        let chunks: String = chunks.collect();
+        format!("transfer-encoding: chunked\r\n\r\n{chunks}{end}")
+    };
+    for (what, framed) in [
+        ("bare", in_chunks(&[SAID, BARE, DONE], true)),
+        ("named", in_chunks(&[SAID, NAMED, DONE], true)),
+        ("after a tool call", in_chunks(&[SAID, TOOL, ERROR], true)),
+        (
+            "with a tool call",
+            in_chunks(&[&[SAID, TOOL, ERROR].concat()], true),
+        ),
+        ("with all", in_chunks(&[&[SAID, BARE, DONE].concat()], true)),
+        ("cut", in_chunks(&[SAID, &ERROR[..ERROR.len() - 6]], false)),
+    ] {
+        for resume in [0, 1] {
+            let (_upstream, gateway) = before_one_that_says("text/event-stream", &framed, resume);
+            let answer = gateway
+                .stream("/v1/chat/completions", &chat_stream("hi"))
+                .rest();
+            let (what, text) = (format!("{what} {resume}"), answer.text());
+            assert_eq!(
+                (answer.status, answer.ending),
+                (200, Ending::Broken),
+                "{what}"
+            );
+            assert!(text.starts_with(SAID), "{what}: {text}");
+            assert!(!text.contains("node 7"), "{what}: {text}");
+            is_told(&what, &text, false);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_answer_of_the_kind_that_was_asked_for_is_a_502() {
+    let long = "x".repeat(70_000);
+    let events =
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"said\"}}]}\n\ndata: [DONE]\n\n";
+    let whole = "{\"object\":\"chat.completion\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"said\"},\"finish_reason\":\"stop\"}]}";
+    for (what, streamed, kind, body) in [
+        (
+            "a long error",
+            false,
+            "application/json",
+            format!("{{\"error\":{{\"message\":\"{long}\"}}}}"),
+        ),
+        (
+            "a long message",
+            false,
+            "application/json",
+            format!("{{\"code\":500,\"message\":\"{long}\"}}"),
+        ),
+        (
+            "an older form",
+            false,
+            "application/json",
+            "{\"object\":\"error\",\"message\":\"node 7\"}".to_owned(),
+        ),
+        ("nothing", false, "application/json", "{}".to_owned()),
+        ("a stream", false, "text/event-stream", events.to_owned()),
+        ("no stream", true, "application/json", whole.to_owned()),
+    ] {
+        let framed = format!("content-length: {}\r\n\r\n{body}", body.len());
+        let (_upstream, gateway) = before_one_that_says(kind, &framed, 0);
+        let question = with(chat("hi"), "stream", json!(streamed));
+        let answer = gateway.post("/v1/chat/completions", &question);
+        let text = answer.text();
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (502, "upstream_error"),
+            "{what}: {text}"
+        );
+        assert!(
+            !text.contains("node 7") && text.len() < 1_000,
+            "{what}: {text}"
+        );
+        let line = gateway.access_line(answer.header("x-request-id").unwrap());
+        assert_eq!(line["completion_tokens"], json!(null), "{what}: {line}");
+    }
+}
+
 /// The same order in each format of streams.
 fn in_each_format(order: &str) -> [(&'static str, Value); 4] {
     let text = format!("[[fault:{order}]]");

@@ -128,3 +128,47 @@ proptest! {
         let _ = read(Shape::Chat, &[b"{", &bytes]);
     }
 }
+
+#[test]
+fn an_error_too_long_to_be_read_is_one() {
+    let long = "x".repeat(70_000);
+    for (answer, known) in [
+        (format!("{{\"error\":{{\"message\":\"{long}\"}}}}"), true),
+        (format!("{{\"code\":500,\"message\":\"{long}\"}}"), true),
+        ("{\"object\":\"error\",\"message\":\"m\"}".to_owned(), true),
+        (
+            "{\"object\":\"chat.completion\",\"choices\":[]}".to_owned(),
+            false,
+        ),
+    ] {
+        let mut scanner = AnswerScanner::new(Shape::Chat);
+        scanner.feed(answer.as_bytes());
+        assert_eq!(scanner.seen().error.is_some(), known);
+        assert!(scanner.seen().complete);
+    }
+}
+
+#[test]
+fn what_has_no_answer_in_it_is_known() {
+    for (shape, answer, answers) in [
+        (Shape::Chat, "{}", false),
+        (Shape::Chat, "{\"content\":[]}", false),
+        (Shape::Chat, "{\"choices\":[{\"index\":0}]}", true),
+        (Shape::Completions, "{\"data\":[]}", true),
+        (
+            Shape::Messages,
+            "{\"type\":\"message\",\"content\":[]}",
+            true,
+        ),
+        (
+            Shape::Responses,
+            "{\"output\":[],\"status\":\"completed\"}",
+            true,
+        ),
+        (Shape::Responses, "{\"x\":{\"output\":[]}}", false),
+    ] {
+        let mut scanner = AnswerScanner::new(shape);
+        scanner.feed(answer.as_bytes());
+        assert_eq!(scanner.seen().answers, answers, "{answer}");
+    }
+}

@@ -159,6 +159,11 @@ impl Transcript {
         Bytes::from([&whole, held.as_slice()].concat())
     }
 
+    /// Whether the stream may still be gone on with, and only whole events go out.
+    pub fn is_open(&self) -> bool {
+        self.obstacle.is_none()
+    }
+
     /// Whether an event that says the upstream failed is held back: an error, or
     /// a finish reason that is its fault. The stream may be resumed in its place.
     pub fn failed(&self) -> bool {

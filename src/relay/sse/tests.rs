@@ -441,3 +441,23 @@ fn an_event_that_begins_as_an_error_waits_until_it_is_whole() {
         assert!(Scanner::is_error(&half));
     }
 }
+
+#[test]
+fn an_error_after_content_is_one_in_every_form() {
+    let said = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
+    for error in [
+        "data: {\"code\":50505,\"message\":\"busy\",\"data\":null}\n\n",
+        "event: error\ndata: {\"message\":\"busy\",\"type\":\"x\"}\n\n",
+        "event: error\ndata: busy\n\n",
+        "data: {\"object\":\"error\",\"message\":\"busy\"}\n\n",
+        "data: { \"error\": {\"message\":\"busy\"}}\n\n",
+    ] {
+        let stream = [said, said, said, error, "data: [DONE]\n\n"].concat();
+        let (_, seen, _) = run(Shape::Chat, false, &[stream.as_bytes()]);
+        let error = seen.error.expect(error);
+        assert_eq!(
+            (error.message.as_deref(), seen.content_events),
+            (Some("busy"), 3)
+        );
+    }
+}
