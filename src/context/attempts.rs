@@ -202,7 +202,7 @@ impl Attempt {
     /// Its address has answered.
     pub fn was_reached(&self, now: Instant) {
         if let Some(slot) = self.endpoint_slot() {
-            slot.state.addresses.reached(self.address, now);
+            slot.state.addresses.reached(self.address, self.began, now);
         }
     }
 

@@ -211,7 +211,8 @@ impl Gateway {
             .filter(|variant| route::serves(&variant.lane, surface))
             .cloned()
             .collect();
-        let stream = fields.stream == Some(true);
+        // Embeddings have no streams, and servers pass over the wish for one.
+        let stream = fields.stream == Some(true) && *surface != Surface::Embeddings;
         let options = fields.stream_options.as_ref();
         let asked = options.and_then(|options| options.include_usage) == Some(true);
         let strip_usage = stream && !asked && route::asks_for_usage(surface);

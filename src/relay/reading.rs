@@ -104,7 +104,9 @@ pub(super) fn chunk(data: &[u8]) -> Reading<'_> {
         ..Reading::default()
     };
     // vLLM's older form, and SiliconFlow's.
-    let bare = object == Some(b"\"error\"") || (code.is_some() && message.is_some());
+    let coded = code.is_some_and(|code| says_something(code) && !matches!(code, b"0" | b"\"0\""));
+    let bare = coded && message.is_some_and(says_something) && reading.usage.is_none();
+    let bare = bare || object == Some(b"\"error\"");
     if reading.error.is_none() && choices.is_none() && bare {
         reading.error = Some(StreamError::read(data));
     }

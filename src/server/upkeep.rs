@@ -47,6 +47,7 @@ pub struct Upkeep {
 
 /// When an upstream is looked after.
 struct Schedule {
+    pool: Arc<Pool>,
     names: Turn,
     /// From one turn of the names to the next, at most.
     pause: Duration,
@@ -88,8 +89,9 @@ impl Turn {
 }
 
 impl Schedule {
-    fn new(now: Instant) -> Self {
+    fn new(pool: &Arc<Pool>, now: Instant) -> Self {
         Self {
+            pool: pool.clone(),
             names: Turn::new(now),
             pause: FIRST_PAUSE,
             checks: Turn::new(now),
@@ -148,7 +150,12 @@ impl Upkeep {
             let mut known = counts_tried;
             for pool in &pools {
                 let id = pool.settings.id.clone();
-                let schedule = schedules.entry(id).or_insert_with(|| Schedule::new(now));
+                let schedule = schedules
+                    .entry(id)
+                    .or_insert_with(|| Schedule::new(pool, now));
+                if !Arc::ptr_eq(&schedule.pool, pool) {
+                    *schedule = Schedule::new(pool, now);
+                }
                 if let Some(work) = schedule.due(pool, now) {
                     under_way.push(self.look_after(pool.clone(), work, &connector));
                 }
@@ -161,8 +168,10 @@ impl Upkeep {
                 changed = shutdown.changed() => if changed.is_err() || *shutdown.borrow() { return },
                 () = self.reloaded.notified() => schedules.clear(),
                 () = &mut counts, if !counts_tried => counts_tried = true,
-                Some((id, work)) = under_way.next() => {
-                    if let Some(schedule) = schedules.get_mut(&id) {
+                Some((pool, work)) = under_way.next() => {
+                    let schedule = schedules.get_mut(&pool.settings.id);
+                    // What was done for a pool that a reload has replaced counts for nobody.
+                    if let Some(schedule) = schedule.filter(|it| Arc::ptr_eq(&it.pool, &pool)) {
                         schedule.ended(work);
                     }
                 }
@@ -176,14 +185,14 @@ impl Upkeep {
         pool: Arc<Pool>,
         work: Work,
         connector: &Connector,
-    ) -> (UpstreamId, Work) {
+    ) -> (Arc<Pool>, Work) {
         if work.resolve {
             discovery::resolve(&pool).await;
         }
         if work.check {
             probe::check(&pool, connector, &self.pin_mismatches).await;
         }
-        (pool.settings.id.clone(), work)
+        (pool, work)
     }
 
     /// Whoever is ready can ask Redis, if it is there: else `fail: closed` would refuse the first

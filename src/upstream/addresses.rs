@@ -21,7 +21,7 @@ const LONGEST_REST: Duration = Duration::from_secs(300);
 pub enum Visit {
     /// It may find out whether an address can be reached again.
     MayTry,
-    /// It should be served.
+    /// It should be served; it finds out only where nobody else has for long.
     Sure,
 }
 
@@ -90,10 +90,14 @@ impl Addresses {
         if let [only] = all.as_slice() {
             return Some(only.at);
         }
-        let tries = |it: &&Arc<Address>| it.takes_trial(self.micros(now), now);
-        if visit == Visit::MayTry
-            && let Some(trial) = all.iter().find(tries)
-        {
+        // Where nobody has time to spare, somebody must find out all the same.
+        let overdue = match visit {
+            Visit::MayTry => Duration::ZERO,
+            Visit::Sure => LONGEST_REST,
+        };
+        let due = now.checked_sub(overdue).map_or(0, |at| self.micros(at));
+        let tries = |it: &&Arc<Address>| it.takes_trial(due, now, self.micros(now + FIRST_REST));
+        if let Some(trial) = all.iter().find(tries) {
             return Some(trial.at);
         }
         let good = || all.iter().filter(|address| address.is_good());
@@ -111,12 +115,16 @@ impl Addresses {
         Some(all.get(turn.checked_rem(all.len())?)?.at)
     }
 
-    /// It has answered.
-    pub fn reached(&self, at: SocketAddr, now: Instant) {
+    /// It has answered, in an attempt that began at `began`. One of before it failed says only that
+    /// what was under way there ends well.
+    pub fn reached(&self, at: SocketAddr, began: Instant, now: Instant) {
         let all = self.all.load();
         let found = all.iter().find(|address| address.at == at);
         if let Some(address) = found.filter(|address| !address.is_good()) {
             let mut rest = address.rest.lock();
+            if rest.since.is_some_and(|since| began < since) {
+                return;
+            }
             rest.failures = 0;
             rest.since = Some(now);
             address.rests_until.store(0, Ordering::Release);
@@ -176,9 +184,9 @@ impl Address {
     }
 
     /// Has it rested, and is this the one attempt that finds out? No other is for a while.
-    fn takes_trial(&self, micros: u64, now: Instant) -> bool {
+    fn takes_trial(&self, due: u64, now: Instant, until: u64) -> bool {
         let rests_until = self.rests_until.load(Ordering::Acquire);
-        if rests_until == 0 || micros < rests_until {
+        if rests_until == 0 || due < rests_until {
             return false;
         }
         let mut rest = self.rest.lock();
@@ -186,8 +194,7 @@ impl Address {
             return false;
         }
         rest.since = Some(now);
-        let for_a_while = u64::try_from(FIRST_REST.as_micros()).unwrap_or(u64::MAX);
-        self.rest_until(micros.saturating_add(for_a_while));
+        self.rest_until(until);
         true
     }
 }
@@ -252,7 +259,7 @@ mod tests {
         let rested = failed + FIRST_REST * 2;
         assert_eq!(addresses.next(Visit::MayTry, rested), Some(dead));
         // It could.
-        addresses.reached(dead, rested);
+        addresses.reached(dead, rested, rested);
         assert_eq!(counts(&addresses, rested, 30), [10, 10, 10]);
     }
 
@@ -324,6 +331,8 @@ mod tests {
         for _ in 0..30 {
             assert_ne!(addresses.next(Visit::Sure, now + FIRST_REST), Some(dead));
         }
+        let overdue = now + FIRST_REST + LONGEST_REST;
+        assert_eq!(addresses.next(Visit::Sure, overdue), Some(dead));
     }
 
     #[test]
@@ -336,7 +345,7 @@ mod tests {
                 addresses.failed(at, now, now);
             }
         }
-        addresses.reached(all[0], now);
+        addresses.reached(all[0], now, now);
         let rested = now + FIRST_REST * 4;
         let tried = [(); 2].map(|()| addresses.next(Visit::MayTry, rested));
         assert_eq!(tried, [Some(all[1]), Some(all[2])]);
@@ -348,7 +357,9 @@ mod tests {
         let (addresses, [_, dead, _]) = three(now);
         let second = Duration::from_secs(1);
         addresses.failed(dead, now, now + second);
-        addresses.reached(dead, now + second * 2);
+        addresses.reached(dead, now, now + second * 2);
+        assert_eq!(addresses.resting(), 1, "of what was under way before");
+        addresses.reached(dead, now + second, now + second * 2);
         addresses.failed(dead, now + second, now + second * 3);
         assert_eq!(addresses.resting(), 0);
     }

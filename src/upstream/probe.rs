@@ -157,7 +157,7 @@ pub(super) async fn ask(
         .await?;
     session.finish_request_body().await?;
     session.read_response_header().await?;
-    slot.state.addresses.reached(address, Instant::now());
+    slot.state.addresses.reached(address, began, Instant::now());
     let status = session
         .response_header()
         .map_or(0, |head| head.status.as_u16());

@@ -461,3 +461,18 @@ fn an_error_after_content_is_one_in_every_form() {
         );
     }
 }
+
+#[test]
+fn what_an_upstream_tells_beside_its_chunks_is_no_error() {
+    let said = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
+    for aside in [
+        "data: {\"id\":\"1\",\"code\":0,\"message\":\"success\"}\n\n",
+        "data: {\"id\":\"1\",\"code\":null,\"message\":null}\n\n",
+        "data: {\"code\":\"x\",\"message\":\"m\",\"usage\":{\"prompt_tokens\":1}}\n\n",
+        "data: {\"prompt_filter_results\":[]}\n\n",
+    ] {
+        let stream = [said, aside, said, "data: [DONE]\n\n"].concat();
+        let (out, seen, _) = run(Shape::Chat, false, &[stream.as_bytes()]);
+        assert_eq!((seen.error, out), (None, stream.into_bytes()), "{aside}");
+    }
+}
