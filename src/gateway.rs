@@ -50,6 +50,7 @@ use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use tokio::sync::mpsc;
 
 use crate::admission::counting::Counting;
 use crate::context::{Context, Watch};
@@ -148,6 +149,21 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         self.put_body(body, end, ctx)
+    }
+
+    /// Pingora offers a line to a session of ours while the upstream speaks HTTP/2.
+    async fn custom_forwarding(
+        &self,
+        _session: &mut Session,
+        ctx: &mut Context,
+        _to_upstream: Option<mpsc::Sender<Bytes>>,
+        to_session: mpsc::Sender<Bytes>,
+    ) -> Result<()> {
+        if let (Some(behind), Some(attempt)) = (&ctx.behind, &ctx.attempts.current) {
+            let timeouts = &attempt.lane.pool.settings.timeouts;
+            behind.watch_upload(to_session, timeouts.write);
+        }
+        Ok(())
     }
 
     async fn upstream_response_filter(

@@ -254,6 +254,9 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
+        if let Some(behind) = &ctx.behind {
+            behind.begin_attempt(head.version);
+        }
         ctx.moved(Step::Sent, Instant::now());
         doubt(ctx);
         ctx.upstream_at_work(true);

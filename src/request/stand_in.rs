@@ -1,12 +1,12 @@
 //! Stands in the place of a client's session inside Pingora, for four things that have no switch
-//! there. A body that Pingora did not keep is sent all the same. An answer is read on when its
-//! client has left. An answer's head is held back while there is no content, so that a failure can
+//! there. A body that was read is sent with each attempt. An answer is read on when its client has
+//! left. An answer's head is held back while there is no content, so that a failure can
 //! still have a status of its own. And an upstream that says nothing is given up at a deadline.
 //! Everything else goes to and comes from the client unchanged.
 //!
-//! Pingora calls `request_body_filter` on an attempt only if the session has something to replay;
-//! this one always has a marker, see [`super::body`]. And Pingora ends a request with the first
-//! error of its client. Here, while an upstream is at work, the error is kept back: what comes
+//! Pingora asks the session for the body, and is given a marker, in the place of which
+//! `request_body_filter` puts the body itself; why it is not replayed stands in [`upload`]. And
+//! Pingora ends a request with the first error of its client. Here, while an upstream is at work, the error is kept back: what comes
 //! afterwards is thrown away, until the answer's end or the drain's. Pingora takes the pieces at
 //! the pace of the upstream, so nothing gathers. Pingora listens for the client all through an
 //! attempt, whatever the upstream does, and that is where the deadline is looked at.
@@ -18,6 +18,7 @@
 mod behind;
 mod clock;
 mod hold;
+mod upload;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,6 +44,7 @@ use behind::Shared;
 use clock::Alarm;
 pub use clock::Doubt;
 use hold::{leave_open, unchunk};
+use upload::Ear;
 
 /// What stands for the body inside Pingora.
 const MARKER: &[u8] = b"{";
@@ -69,6 +71,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         drain: terms.drain,
         hold_until: now.checked_add(terms.hold).unwrap_or(now),
         held: None,
+        given: false,
         departure: None,
         unsent: None,
         alarm: None,
@@ -91,6 +94,8 @@ struct StandIn {
     hold_until: Instant,
     /// A head that waits for content.
     held: Option<Box<ResponseHeader>>,
+    /// The attempt has the body.
+    given: bool,
     departure: Option<Departure>,
     alarm: Alarm,
     /// The answer's head, if the client did not see it.
@@ -135,6 +140,15 @@ impl StandIn {
             }
         }
         end
+    }
+
+    /// The body, or what stands for it; once for each attempt.
+    fn give(&mut self) -> Bytes {
+        self.given = true;
+        if let Some(upload) = self.shared.upload.lock().as_mut() {
+            upload.begin();
+        }
+        Bytes::from_static(MARKER)
     }
 
     fn give_up_waiting() -> Result<Option<Bytes>> {
@@ -188,9 +202,8 @@ impl Seat for StandIn {
         self.client.req_header_mut()
     }
 
-    /// The body has been read.
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        Ok(None)
+        Ok((!self.given).then(|| self.give()))
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
@@ -198,26 +211,34 @@ impl Seat for StandIn {
     }
 
     fn is_body_done(&mut self) -> bool {
-        true
+        self.given
     }
 
     fn is_body_empty(&mut self) -> bool {
         false
     }
 
-    fn enable_retry_buffering(&mut self) {}
+    /// Asked at the beginning of each attempt.
+    fn enable_retry_buffering(&mut self) {
+        self.given = false;
+    }
 
     fn retry_buffer_truncated(&self) -> bool {
         false
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        Some(Bytes::from_static(MARKER))
+        None
     }
 
-    /// Only ever ends with an error: the client left, or sent what it should not, and the drain is
-    /// over. Pingora asks anew whenever something else has happened.
+    /// Gives the body, and from then on only ever ends with an error: the client left, or sent what
+    /// it should not, and the drain is over. Pingora asks anew whenever something else has happened.
     async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
+        if !self.given {
+            return Ok(Some(self.give()));
+        }
+        // Asked again: it got through.
+        self.shared.uploaded();
         if self.departure.is_none() {
             let read = tokio::select! {
                 biased;
@@ -270,6 +291,9 @@ impl Seat for StandIn {
             _ => 0,
         });
         self.shared.taken.fetch_add(bytes.sum(), Ordering::AcqRel);
+        if failure.is_some() || tasks.iter().any(HttpTask::is_end) {
+            self.shared.uploaded();
+        }
         let mut end = false;
         if self.departure.is_some() {
             end = self.swallow(tasks);
@@ -398,7 +422,7 @@ impl Seat for StandIn {
         self.client.was_upgraded()
     }
 
-    // No messages beside the request: what follows is for protocols of one's own.
+    // No messages beside the request, but for those about a body; see `upload`.
 
     async fn finish_custom(&mut self) -> Result<()> {
         Ok(())
@@ -407,7 +431,7 @@ impl Seat for StandIn {
     fn take_custom_message_reader(
         &mut self,
     ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
+        Some(Box::new(futures_util::stream::empty()))
     }
 
     fn restore_custom_message_reader(
@@ -418,7 +442,8 @@ impl Seat for StandIn {
     }
 
     fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
+        let over_http2 = self.shared.over_http2.load(Ordering::Acquire);
+        over_http2.then(|| Box::new(Ear(self.shared.clone())) as Box<dyn CustomMessageWrite>)
     }
 
     fn restore_custom_message_writer(

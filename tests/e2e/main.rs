@@ -28,6 +28,7 @@ mod credit;
 mod deadlines;
 mod docs;
 mod draining;
+mod early_answers;
 mod emulated_faults;
 mod enveloped;
 mod failover;

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http::Version;
 use parking_lot::Mutex;
 use pingora::protocols::http::ServerSession;
 use pingora_proxy::Session;
+use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::clock::{Clock, Doubt};
+use super::upload::Upload;
 use super::vacate;
 
 /// What the request knows of the client behind the session that stands in for it.
@@ -26,6 +31,10 @@ pub(super) struct Shared {
     pub(super) broken: AtomicBool,
     /// The gateway has seen the end of the answer, or does not look at it.
     pub(super) finished: AtomicBool,
+    /// The attempt's upstream speaks HTTP/2.
+    pub(super) over_http2: AtomicBool,
+    /// A body on its way over HTTP/2.
+    pub(super) upload: Mutex<Option<Upload>>,
     /// The client's session, when nothing stands in its place any more.
     pub(super) back: Mutex<Option<ServerSession>>,
 }
@@ -40,7 +49,16 @@ impl Shared {
             taken: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
             finished: AtomicBool::new(true),
+            over_http2: AtomicBool::new(false),
+            upload: Mutex::default(),
             back: Mutex::default(),
+        }
+    }
+
+    /// The attempt's body is not on its way any more.
+    pub(super) fn uploaded(&self) {
+        if self.over_http2.load(Ordering::Acquire) {
+            self.upload.lock().take();
         }
     }
 }
@@ -49,6 +67,19 @@ impl Behind {
     /// Whether an upstream is at work on the request: only then is there something to read on.
     pub fn at_work(&self, is: bool) {
         self.0.at_work.store(is, Ordering::Release);
+    }
+
+    /// An attempt begins, at an upstream that speaks this version.
+    pub fn begin_attempt(&self, version: Version) {
+        self.0.upload.lock().take();
+        let over_http2 = version == Version::HTTP_2;
+        self.0.over_http2.store(over_http2, Ordering::Release);
+    }
+
+    /// By this line Pingora is reached while the attempt's body is on its way over HTTP/2, one write
+    /// of which may take so long.
+    pub fn watch_upload(&self, line: Sender<Bytes>, patience: Duration) {
+        *self.0.upload.lock() = Some(Upload::new(line, patience));
     }
 
     /// The client left, and what came afterwards did not reach it.

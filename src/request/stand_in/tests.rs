@@ -1,10 +1,12 @@
 use http::header::TRANSFER_ENCODING;
 use pingora::ErrorSource;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc::{Receiver, channel};
 
 use super::*;
 
 const DRAIN: Duration = Duration::from_millis(80);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn terms(drain: Option<Duration>) -> Terms {
     let hold = Duration::ZERO;
@@ -20,6 +22,20 @@ async fn request() -> (Session, DuplexStream) {
     assert!(session.downstream_session.read_request().await.unwrap());
     while session.read_request_body().await.unwrap().is_some() {}
     (session, client)
+}
+
+/// Puts the stand-in there, and takes the body of a first attempt.
+async fn stand_in(session: &mut Session, terms: Terms) -> Behind {
+    let behind = put(session, terms);
+    assert_eq!(given(session).await.as_deref(), Some(MARKER));
+    behind
+}
+
+/// The body, if the attempt has not got it yet.
+async fn given(session: &mut Session) -> Option<Bytes> {
+    let waiting = session.downstream_session.read_body_or_idle(true);
+    let soon = tokio::time::timeout(Duration::from_millis(10), waiting).await;
+    soon.ok().and_then(Result::unwrap)
 }
 
 fn head() -> HttpTask {
@@ -56,9 +72,9 @@ async fn departure(session: &mut Session) -> Box<Error> {
 #[tokio::test]
 async fn a_client_that_stays_gets_all_and_its_session_comes_back() {
     let (mut session, mut client) = request().await;
-    let behind = put(&mut session, terms(Some(DRAIN)));
+    let behind = stand_in(&mut session, terms(Some(DRAIN))).await;
     behind.at_work(true);
-    assert!(session.get_retry_buffer().is_some() && session.is_body_done());
+    assert!(session.is_body_done() && session.get_retry_buffer().is_none());
     assert!(!session.write_response_tasks(vec![head()]).await.unwrap());
     let rest = vec![piece("ab", false), piece("cd", true)];
     assert!(session.write_response_tasks(rest).await.unwrap());
@@ -74,7 +90,7 @@ async fn a_client_that_stays_gets_all_and_its_session_comes_back() {
 #[tokio::test]
 async fn a_departure_is_kept_back_until_the_drain_is_over() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, terms(Some(DRAIN)));
+    let behind = stand_in(&mut session, terms(Some(DRAIN))).await;
     behind.at_work(true);
     drop(client);
     let left = Instant::now();
@@ -99,7 +115,7 @@ async fn a_departure_is_kept_back_until_the_drain_is_over() {
 async fn without_an_upstream_at_work_or_a_drain_a_departure_ends_the_request() {
     for (drain, at_work) in [(Some(Duration::MAX / 4), false), (None, true)] {
         let (mut session, client) = request().await;
-        let behind = put(&mut session, terms(drain));
+        let behind = stand_in(&mut session, terms(drain)).await;
         behind.at_work(at_work);
         drop(client);
         departure(&mut session).await;
@@ -110,7 +126,7 @@ async fn without_an_upstream_at_work_or_a_drain_a_departure_ends_the_request() {
 #[tokio::test]
 async fn an_upstreams_failure_is_no_departure_and_is_told_in_any_case() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, terms(Some(DRAIN)));
+    let behind = stand_in(&mut session, terms(Some(DRAIN))).await;
     behind.at_work(true);
     let tasks = vec![head(), piece("ab", false), failure()];
     let error = session.write_response_tasks(tasks).await.unwrap_err();
@@ -141,7 +157,7 @@ async fn got(mut client: DuplexStream, session: Session) -> String {
 #[tokio::test]
 async fn a_head_waits_for_content_and_gives_way_to_another() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, holding(Duration::MAX / 4));
+    let behind = stand_in(&mut session, holding(Duration::MAX / 4)).await;
     for tasks in [vec![head()], vec![keep_alive()]] {
         assert!(!session.write_response_tasks(tasks).await.unwrap());
     }
@@ -161,7 +177,7 @@ async fn a_head_waits_for_content_and_gives_way_to_another() {
 #[tokio::test]
 async fn a_head_that_waited_long_enough_goes_out_without_a_length() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, holding(Duration::ZERO));
+    let behind = stand_in(&mut session, holding(Duration::ZERO)).await;
     for tasks in [vec![head()], vec![keep_alive()]] {
         assert!(!session.write_response_tasks(tasks).await.unwrap());
     }
@@ -179,7 +195,7 @@ async fn a_head_that_waited_long_enough_goes_out_without_a_length() {
 #[tokio::test]
 async fn what_we_say_ourselves_takes_the_place_of_a_head_that_waits() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, holding(Duration::MAX / 4));
+    let behind = stand_in(&mut session, holding(Duration::MAX / 4)).await;
     let tasks = vec![head(), keep_alive()];
     assert!(!session.write_response_tasks(tasks).await.unwrap());
     let mut ours = ResponseHeader::build(503, None).unwrap();
@@ -193,7 +209,7 @@ async fn what_we_say_ourselves_takes_the_place_of_a_head_that_waits() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
     let (mut session, _client) = request().await;
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     let start = Instant::now();
     let second = Duration::from_secs(1);
     let set = |after: u32| wait_until(&behind, start + second * after);
@@ -220,7 +236,7 @@ async fn a_silent_upstream_is_given_up_at_the_deadline_and_not_before() {
 #[tokio::test]
 async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, holding(Duration::MAX / 4));
+    let behind = stand_in(&mut session, holding(Duration::MAX / 4)).await;
     let mut failed = ResponseHeader::build(200, None).unwrap();
     failed.insert_header("content-length", "2").unwrap();
     let tasks = vec![HttpTask::Header(Box::new(failed), false)];
@@ -239,7 +255,7 @@ async fn the_head_of_an_attempt_that_failed_gives_way_to_the_next_ones() {
 #[tokio::test(start_paused = true)]
 async fn an_upstream_is_given_up_before_its_deadline_once_a_doubt_says_so() {
     let (mut session, _client) = request().await;
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     let start = Instant::now();
     let second = Duration::from_secs(1);
     wait_until(&behind, start + second * 60);
@@ -263,7 +279,7 @@ async fn an_end_that_nobody_has_seen_is_none() {
     let trailers = || HttpTask::Trailer(Some(Box::default()));
     for end in [trailers(), HttpTask::Done] {
         let (mut session, client) = request().await;
-        let behind = put(&mut session, holding(Duration::ZERO));
+        let behind = stand_in(&mut session, holding(Duration::ZERO)).await;
         behind.finished(false);
         behind.open(true);
         let head = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), false);
@@ -276,7 +292,7 @@ async fn an_end_that_nobody_has_seen_is_none() {
     }
     // A head that is all there is waits for another's.
     let (mut session, _client) = request().await;
-    let behind = put(&mut session, holding(Duration::ZERO));
+    let behind = stand_in(&mut session, holding(Duration::ZERO)).await;
     behind.finished(false);
     let only = HttpTask::Header(Box::new(ResponseHeader::build(200, None).unwrap()), true);
     let written = session.write_response_tasks(vec![only]).await;
@@ -291,7 +307,7 @@ async fn an_end_that_nobody_has_seen_is_none() {
 async fn a_deadline_does_not_come_before_its_time() {
     for nanos in [1, 999, 1_001, 999_999, 1_000_001, 7_654_321_987] {
         let (mut session, _client) = request().await;
-        let behind = put(&mut session, terms(None));
+        let behind = stand_in(&mut session, terms(None)).await;
         let at = Instant::now() + Duration::from_nanos(nanos);
         wait_until(&behind, at);
         departure(&mut session).await;
@@ -302,7 +318,7 @@ async fn a_deadline_does_not_come_before_its_time() {
 #[tokio::test]
 async fn a_head_does_not_count_what_was_left_out_while_it_waited() {
     let (mut session, client) = request().await;
-    let behind = put(&mut session, holding(Duration::MAX / 4));
+    let behind = stand_in(&mut session, holding(Duration::MAX / 4)).await;
     for tasks in [vec![head(), piece("\n", false)], vec![piece("\n", false)]] {
         assert!(!session.write_response_tasks(tasks).await.unwrap());
     }
@@ -323,7 +339,7 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
     let mut session = Session::new_h1(Box::new(server));
     assert!(session.downstream_session.read_request().await.unwrap());
     while session.read_request_body().await.unwrap().is_some() {}
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     behind.open(true);
     let mut head = ResponseHeader::build(200, None).unwrap();
     head.insert_header(TRANSFER_ENCODING, "chunked").unwrap();
@@ -340,7 +356,7 @@ async fn a_client_of_http_1_0_gets_no_chunks() {
 #[tokio::test(start_paused = true)]
 async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
     let (mut session, mut client) = request().await;
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     let second = Duration::from_secs(1);
     behind.open(true);
     let deadline = Instant::now() + second * 2;
@@ -367,7 +383,7 @@ async fn the_time_that_a_slow_client_takes_is_not_the_upstreams() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_client_cannot_lengthen_its_own_request() {
     let (mut session, mut client) = request().await;
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     let second = Duration::from_secs(1);
     behind.open(true);
     let end = Instant::now() + second * 4;
@@ -391,7 +407,7 @@ async fn a_slow_client_cannot_lengthen_its_own_request() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_is_left_when_its_request_is_over() {
     let (mut session, _client) = request().await;
-    let behind = put(&mut session, terms(None));
+    let behind = stand_in(&mut session, terms(None)).await;
     session.set_write_timeout(Some(Duration::from_secs(30)));
     behind.open(true);
     let end = Instant::now() + Duration::from_secs(4);
@@ -402,4 +418,77 @@ async fn a_client_that_takes_nothing_is_left_when_its_request_is_over() {
     assert_eq!(error.etype(), &ErrorType::WriteTimedout);
     let late = Instant::now().duration_since(end);
     assert!(late < Duration::from_millis(10), "{late:?}");
+}
+
+#[tokio::test]
+async fn each_attempt_is_given_the_body_once() {
+    let (mut session, _client) = request().await;
+    let _behind = put(&mut session, terms(None));
+    for _ in 0..3 {
+        session.enable_retry_buffering();
+        assert!(!session.is_body_done());
+        assert_eq!(given(&mut session).await.as_deref(), Some(MARKER));
+        assert!(session.is_body_done());
+        assert_eq!(given(&mut session).await, None);
+    }
+}
+
+/// What Pingora holds of a session while a body is on its way over HTTP/2.
+async fn upload(session: &mut Session, patience: Duration) -> (Behind, Ear, Receiver<Bytes>) {
+    let behind = put(session, terms(None));
+    behind.begin_attempt(Version::HTTP_2);
+    let (line, messages) = channel(2);
+    behind.watch_upload(line, patience);
+    let shared = behind.0.clone();
+    assert!(session.read_body_or_idle(false).await.unwrap().is_some());
+    (behind, Ear(shared), messages)
+}
+
+#[tokio::test]
+async fn only_over_http2_does_pingora_get_an_ear() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    for (version, ear) in [(Version::HTTP_2, true), (Version::HTTP_11, false)] {
+        behind.begin_attempt(version);
+        let seat = session.downstream_session.as_custom_mut().unwrap();
+        assert_eq!(seat.take_custom_message_writer().is_some(), ear);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_got_through_leaves_the_line() {
+    let (mut session, _client) = request().await;
+    let (_behind, mut ear, mut messages) = upload(&mut session, Duration::ZERO).await;
+    assert_eq!(given(&mut session).await, None);
+    let message = messages.recv().await.unwrap();
+    ear.write_custom_message(message).await.unwrap();
+    assert!(messages.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_the_upstream_closed_its_ear_to_waits_for_the_answer() {
+    let (mut session, _client) = request().await;
+    let (_behind, mut ear, mut messages) = upload(&mut session, PATIENCE).await;
+    let message = messages.recv().await.unwrap();
+    ear.write_custom_message(message).await.unwrap();
+    let quiet = tokio::time::timeout(DRAIN, messages.recv()).await;
+    assert!(quiet.is_err(), "nothing to wait for");
+    assert!(!session.write_response_tasks(vec![head()]).await.unwrap());
+    let end = vec![piece("abcd", true)];
+    assert!(session.write_response_tasks(end).await.unwrap());
+    assert!(messages.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn an_upstream_that_only_stopped_taking_is_given_up() {
+    let (mut session, _client) = request().await;
+    let (_behind, mut ear, mut messages) = upload(&mut session, Duration::ZERO).await;
+    let message = messages.recv().await.unwrap();
+    ear.write_custom_message(message).await.unwrap();
+    let warned = Instant::now();
+    let message = messages.recv().await.unwrap();
+    assert!(warned.elapsed() > Duration::from_millis(500));
+    let error = ear.write_custom_message(message).await.unwrap_err();
+    assert_eq!(*error.etype(), ErrorType::WriteTimedout);
+    assert_eq!(*error.esource(), ErrorSource::Upstream);
 }
