@@ -12,7 +12,7 @@ use pingora_proxy::Session;
 
 use super::Gateway;
 use super::finish::gave_up;
-use super::upstream_error::client_fault;
+use super::upstream_error::{client_fault, failed_response};
 use super::upstream_head::is_stream;
 use super::verdict::DEADLINE;
 use crate::config::settings::FailureClass;
@@ -178,10 +178,18 @@ impl Gateway {
         };
         let seen = scanner.seen();
         let (content, progress) = (seen.first_content, seen.progress);
-        let failed = seen.error.is_some() && !ctx.says_how_it_ended();
         // The error itself is told in our words: its own may be another dialect's, and hold what is
         // no tenant's business.
         let error_at = scanner.error_at().unwrap_or(0).min(out.len());
+        let says_so = seen.error.is_some() && ctx.says_how_it_ended();
+        let failed = seen.error.is_some() && !says_so;
+        let out = match says_so {
+            true => {
+                let told = failed_response(&out.slice(error_at..), ctx.request_id());
+                join(out.slice(..error_at), Some(told))
+            }
+            false => out,
+        };
         if ctx.answer.begun {
             if progress {
                 ctx.moved(Step::Content, now);

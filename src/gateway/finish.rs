@@ -7,7 +7,7 @@ use pingora::{Error, ErrorType, Result};
 
 use super::Gateway;
 use super::answer::join;
-use super::upstream_error::{keys, upstream_error};
+use super::upstream_error::{failed_response, keys, upstream_error};
 use crate::config::settings::FailureClass;
 use crate::context::{Context, Watch};
 use crate::relay::answer::Answer;
@@ -85,13 +85,17 @@ impl Gateway {
         let unfinished = scanner.unfinished();
         let mut rest = scanner.finish();
         let fault = fault_of_stream(scanner.seen(), tells_failures);
+        let says_so = tells_failures && fault.is_none() && scanner.seen().error.is_some();
         let unread = scanner.error_at().is_some() || rest.as_deref().is_some_and(Scanner::is_error);
-        if unread && fault.is_some() {
+        if unread && (fault.is_some() || says_so) {
             // An error without its blank line, or half of one: it is told in our words alone.
-            rest = None;
+            let mut event = rest.take();
             if !ctx.passes_whole_events() {
-                out.truncate(out.len().saturating_sub(unfinished));
+                let half = out.split_off(out.len().saturating_sub(unfinished));
+                event = event.or(Some(half));
             }
+            let event = event.filter(|_| says_so);
+            rest = event.map(|event| failed_response(&event, ctx.request_id()));
         }
         let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
         let rest = self.write_down(ctx, rest)?;
@@ -161,8 +165,14 @@ impl Gateway {
         ctx.attempts.again = false;
         let outcome = match &ctx.answer.watch {
             Watch::Error { .. } => "client_error",
-            _ if gave_up(&ctx.answer.watch) => {
-                self.failed_after_content(ctx, FailureClass::NoResources);
+            watch if gave_up(watch) => {
+                let told =
+                    matches!(watch, Watch::Stream(scanner) if scanner.seen().error.is_some());
+                let class = match told {
+                    true => FailureClass::ErrorInAnswer,
+                    false => FailureClass::NoResources,
+                };
+                self.failed_after_content(ctx, class);
                 return;
             }
             _ => "ok",
@@ -193,7 +203,7 @@ fn fault_of_whole(seen: &Answer, streamed: bool) -> Option<FailureClass> {
 fn fault_of_stream(seen: &Seen, tells_failures: bool) -> Option<FailureClass> {
     match seen.ended {
         false if seen.foreign => Some(FailureClass::Garbage),
-        ended if seen.error.is_some() && !(ended && tells_failures) => {
+        ended if seen.error.is_some() && !(ended && tells_failures && seen.first_content) => {
             Some(FailureClass::ErrorInAnswer)
         }
         false => Some(FailureClass::Cut),

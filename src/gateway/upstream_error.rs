@@ -1,5 +1,8 @@
-//! An upstream's "your request is bad", in our words: what of its own may be said, and under which
-//! code.
+//! What an upstream says against a request, or of a failure of its own, in our words: what of its
+//! text may be said, and under which code.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
 
 use crate::context::Attempt;
 use crate::request::refusal::{Code, Refusal};
@@ -8,6 +11,31 @@ use crate::request::refusal::{Code, Refusal};
 const MOST_TOLD: usize = 2_000;
 /// Stands where a key stood.
 const HIDDEN: &str = "[key]";
+/// Members of a response that are told of one that failed (Responses API reference): what the client
+/// asked for and what it got. Its error is none of them.
+const TOLD_OF_RESPONSE: [&str; 19] = [
+    "created_at",
+    "id",
+    "incomplete_details",
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "model",
+    "object",
+    "output",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "reasoning",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_p",
+    "truncation",
+    "usage",
+];
+/// What a failed response's code is where the upstream's is no plain word.
+const FAILED: &str = "server_error";
 
 /// An upstream's "your request is bad", in our error object: its message helps the tenant, the
 /// rest of what it wrote does not concern them.
@@ -16,7 +44,7 @@ pub(super) fn upstream_error<'k>(
     body: &[u8],
     keys: impl Iterator<Item = &'k str>,
 ) -> Refusal {
-    let told: Option<String> = serde_json::from_slice::<serde_json::Value>(body)
+    let told: Option<String> = serde_json::from_slice::<Value>(body)
         .ok()
         .and_then(|value| {
             let message = value
@@ -60,6 +88,46 @@ fn without_keys<'k>(text: &str, keys: impl Iterator<Item = &'k str>) -> String {
     out
 }
 
+/// The event by which the Responses API ends a stream that failed, in our words: the response as far
+/// as it came, and of its error the code alone. `event` is the upstream's; if only its end is there,
+/// the client has the beginning.
+pub(super) fn failed_response(event: &[u8], request_id: &str) -> Bytes {
+    let told = data_of(event);
+    let cut = told.is_none();
+    let mut told = told.unwrap_or_default();
+    let code = told.pointer("/response/error/code").and_then(Value::as_str);
+    let plain = |code: &&str| code.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+    let code = code.filter(|code| (1..=64).contains(&code.len()));
+    let code = code.filter(plain).unwrap_or(FAILED).to_owned();
+    let response = told.get_mut("response").and_then(Value::as_object_mut);
+    let mut response = response.map(std::mem::take).unwrap_or_default();
+    response.retain(|name, _| TOLD_OF_RESPONSE.contains(&name.as_str()));
+    response.insert("status".to_owned(), json!("failed"));
+    let message = "The upstream failed while it answered; what came before this is incomplete.";
+    let error = json!({"code": code, "message": message, "request_id": request_id});
+    response.insert("error".to_owned(), error);
+    let mut data = Map::new();
+    data.insert("type".to_owned(), json!("response.failed"));
+    if let Some(number) = told.get("sequence_number").filter(|it| it.is_u64()) {
+        data.insert("sequence_number".to_owned(), number.clone());
+    }
+    data.insert("response".to_owned(), Value::Object(response));
+    // An event that was cut in the middle must not swallow ours.
+    let before = if cut { "\n\n" } else { "" };
+    let data = Value::Object(data);
+    Bytes::from(format!("{before}event: response.failed\ndata: {data}\n\n"))
+}
+
+/// The data of the first event of a stream.
+fn data_of(event: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(event).ok()?;
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    let data: Vec<_> = lines
+        .filter_map(|line| line.strip_prefix("data:"))
+        .collect();
+    serde_json::from_str(&data.join("\n")).ok()
+}
+
 /// The code, and with it the status, for an upstream's "your request is bad".
 pub(super) fn client_fault(status: u16) -> Code {
     match status {
@@ -75,6 +143,47 @@ pub(super) fn client_fault(status: u16) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_response_keeps_what_the_client_has_and_no_word_of_the_upstreams() {
+        let event = br#"event: response.failed
+data: {"type":"response.failed","sequence_number":9,"hint":"sk-a","response":
+data: {"id":"resp_1","model":"m","output":[{"type":"message"}],"usage":{"input_tokens":3},"last":"sk-b","error":{"code":"rate_limit_exceeded","message":"sk-c"}}}
+
+data: [DONE]
+
+"#;
+        let text = failed_response(event, "r1");
+        let text = std::str::from_utf8(&text).unwrap();
+        assert!(!text.contains("sk-"), "{text}");
+        let data = text.strip_prefix("event: response.failed\ndata: ").unwrap();
+        let data: Value = serde_json::from_str(data.strip_suffix("\n\n").unwrap()).unwrap();
+        assert_eq!(data["sequence_number"], 9);
+        assert_eq!(data["response"]["error"]["code"], "rate_limit_exceeded");
+        assert_eq!(data["response"]["error"]["request_id"], "r1");
+        assert_eq!(data["response"]["status"], "failed");
+        assert_eq!(data["response"]["usage"]["input_tokens"], 3);
+        assert_eq!(data["response"]["output"][0]["type"], "message");
+    }
+
+    #[test]
+    fn of_a_failed_response_that_cannot_be_read_nothing_is_kept() {
+        for event in [
+            &b"or\":{\"message\":\"sk-c\"}}}\n\n"[..],
+            b"data: {\"type\":\"response.failed\",,\"sk-c\"\n\n",
+            b"data: \xff\n\n",
+        ] {
+            let text = failed_response(event, "r1");
+            let text = std::str::from_utf8(&text).unwrap();
+            assert!(text.starts_with("\n\nevent: response.failed\n"), "{text}");
+            assert!(text.contains(FAILED) && !text.contains("sk-"), "{text}");
+        }
+        for code in ["", "sk-c", "A", "9"] {
+            let event = json!({"response": {"error": {"code": code}}});
+            let text = failed_response(format!("data:{event}\n\n").as_bytes(), "r1");
+            assert!(String::from_utf8_lossy(&text).contains(FAILED));
+        }
+    }
 
     #[test]
     fn an_upstreams_message_is_kept_and_its_other_fields_are_not() {

@@ -13,6 +13,8 @@ use memchr::memmem;
 /// Longest event that can be dropped. Usage chunks have well under 2 KiB; a
 /// longer event goes out as it comes.
 const MAX_HELD: usize = 16 * 1024;
+/// The same for errors, in which a whole response may lie.
+const MAX_HELD_ERROR: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Strip {
@@ -114,18 +116,16 @@ impl Strip {
         if tail.is_empty() || self.released || leading {
             return self.put(fragment, fragment.len());
         }
-        let fresh = self.held.is_empty();
-        let fits = self.held.len() + tail.len() <= MAX_HELD;
-        if fresh && fits && is_open(self.usage, tail, &mut self.searched) {
-            self.held.extend_from_slice(tail);
-            return self.put(fragment, self.event);
-        }
-        if fresh {
+        if self.held.is_empty() {
+            if is_open(self.usage, tail, &mut self.searched) {
+                self.held.extend_from_slice(tail);
+                return self.put(fragment, self.event);
+            }
             self.released = true;
             return self.put(fragment, fragment.len());
         }
         self.held.extend_from_slice(tail);
-        if !fits || !is_open(self.usage, &self.held, &mut self.searched) {
+        if !is_open(self.usage, &self.held, &mut self.searched) {
             self.released = true;
             self.out.append(&mut self.held);
         }
@@ -151,17 +151,20 @@ impl Strip {
 
 /// Whether an event that has begun so must wait until more of it is there.
 fn is_open(usage: bool, event: &[u8], searched: &mut usize) -> bool {
-    begins_as_error(event) || (usage && undecided(event, searched))
+    let error = event.len() <= MAX_HELD_ERROR && begins_as_error(event);
+    error || (usage && event.len() <= MAX_HELD && undecided(event, searched))
 }
 
 /// Whether an event is an error as far as it is there, by its first bytes. Like [`undecided`],
 /// never true again once it was false.
 pub(super) fn begins_as_error(event: &[u8]) -> bool {
-    const BEGINNINGS: [&[u8]; 4] = [
+    const BEGINNINGS: [&[u8]; 6] = [
         b"data:{\"error\"",
         b"data:{\"object\":\"error\"",
         b"data:{\"type\":\"error\"",
+        b"data:{\"type\":\"response.failed\"",
         b"event:error",
+        b"event:response.failed",
     ];
     let fits = |beginning: &&[u8]| {
         let black = event.iter().filter(|byte| !matches!(byte, b' ' | b'\t'));

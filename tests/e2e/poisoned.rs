@@ -6,6 +6,7 @@ use std::net::TcpListener;
 
 use serde_json::json;
 
+use crate::support::hostile::Hostile;
 use crate::support::*;
 
 const UPSTREAM_KEY: &str = "sk-upstream-of-the-poisoned-tests";
@@ -134,6 +135,81 @@ fn a_key_that_the_upstream_echoes_stays_with_us() {
         assert!(!told.text().contains(UPSTREAM_KEY), "{}", told.text());
         gateway.access_line(told.header("x-request-id").unwrap());
         assert!(!gateway.log().join("\n").contains(UPSTREAM_KEY));
+    }
+}
+
+/// An upstream whose stream of a response comes to this end, which it writes in these pieces.
+fn failing_response(end: String, piece: usize) -> Hostile {
+    const BEGINNING: &str = concat!(
+        "event: response.output_text.delta\n",
+        "data: {\"type\":\"response.output_text.delta\",\"sequence_number\":1,\"delta\":\"sea\"}\n\n"
+    );
+    Hostile::start(move |guest, _| {
+        guest.request();
+        guest.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n");
+        guest.send(b"transfer-encoding: chunked\r\n\r\n");
+        for piece in [BEGINNING.as_bytes()]
+            .into_iter()
+            .chain(end.as_bytes().chunks(piece))
+        {
+            let size = format!("{:x}\r\n", piece.len());
+            guest.send(&[size.as_bytes(), piece, b"\r\n"].concat());
+            // A piece that comes by itself is read by itself.
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+        guest.send(b"0\r\n\r\n");
+    })
+}
+
+#[test]
+fn a_response_that_fails_says_so_last_and_in_our_words() {
+    let data = |output: &str| {
+        let words = format!("Your key {UPSTREAM_KEY} is broken");
+        json!({
+            "type": "response.failed", "sequence_number": 2,
+            "response": {
+                "id": "resp_1", "status": "failed", "output": [output],
+                "error": {"code": "server_error", "message": words},
+            },
+        })
+        .to_string()
+    };
+    let named = format!("event: response.failed\ndata: {}\n\n", data(""));
+    let long = format!(
+        "event: response.failed\ndata: {}\n\n",
+        data(&"a".repeat(40_000))
+    );
+    let ends = [
+        (named.clone(), named.len()),
+        (named.clone(), 1),
+        (named.clone(), 7),
+        (named.replace('\n', "\r\n"), 5),
+        (named.trim_end().to_owned(), 9),
+        (format!("data: {}\n\n", data("")), 11),
+        (format!("{named}data: [DONE]\n\n"), 4_096),
+        (long, 10_000),
+    ];
+    for (end, piece) in ends {
+        let upstream = failing_response(end.clone(), piece);
+        let account = [("main".to_owned(), UPSTREAM_KEY.to_owned())];
+        let config = Config::for_urls(&[upstream.url()], &account);
+        let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
+        let body = with(response("hello"), "stream", json!(true));
+        let told = gateway.stream("/v1/responses", &body).rest();
+        let text = told.text();
+        assert_eq!((told.status, told.ending), (200, Ending::Whole), "{text}");
+        let last = text.trim_end().lines().last().unwrap();
+        let last: serde_json::Value = serde_json::from_str(&last["data: ".len()..]).unwrap();
+        assert_eq!(last["type"], "response.failed", "{text}");
+        assert_eq!(last["response"]["id"], "resp_1");
+        assert_eq!(last["response"]["error"]["code"], "server_error");
+        assert_eq!(text.matches("event: response.failed").count(), 1, "{text}");
+        assert!(!text.contains("broken"), "{text}");
+        let line = gateway.access_line(told.header("x-request-id").unwrap());
+        assert_eq!(line["ending"], "complete", "{line}");
+        gateway.wait_until_idle(SOON);
+        let failed = ["outcome=\"error_in_answer\""];
+        assert_eq!(gateway.metric("tidegate_attempts_total", &failed), 1.0);
     }
 }
 
