@@ -77,7 +77,9 @@ fn gone(ctx: &mut Context, mut error: Box<Error>) -> Box<Error> {
 /// attempt. What is to stream through is not ours to read; such a client is missed when it is
 /// written to.
 async fn departure(session: &mut Session) -> Box<Error> {
-    match session.is_body_done() {
+    // A session that stands in for the client's has read it, even where it owes it to an attempt.
+    let has_body = session.is_body_done() || session.downstream_session.is_custom();
+    match has_body {
         true => {
             let read = session.downstream_session.read_body_or_idle(true).await;
             read.err()

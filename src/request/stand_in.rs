@@ -71,7 +71,7 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         drain: terms.drain,
         hold_until: now.checked_add(terms.hold).unwrap_or(now),
         held: None,
-        given: false,
+        owes_body: false,
         departure: None,
         unsent: None,
         alarm: None,
@@ -94,8 +94,8 @@ struct StandIn {
     hold_until: Instant,
     /// A head that waits for content.
     held: Option<Box<ResponseHeader>>,
-    /// The attempt has the body.
-    given: bool,
+    /// The attempt has not got the body yet.
+    owes_body: bool,
     departure: Option<Departure>,
     alarm: Alarm,
     /// The answer's head, if the client did not see it.
@@ -144,7 +144,7 @@ impl StandIn {
 
     /// The body, or what stands for it; once for each attempt.
     fn give(&mut self) -> Bytes {
-        self.given = true;
+        self.owes_body = false;
         if let Some(upload) = self.shared.upload.lock().as_mut() {
             upload.begin();
         }
@@ -203,7 +203,7 @@ impl Seat for StandIn {
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        Ok((!self.given).then(|| self.give()))
+        Ok(self.owes_body.then(|| self.give()))
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
@@ -211,7 +211,7 @@ impl Seat for StandIn {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.given
+        !self.owes_body
     }
 
     fn is_body_empty(&mut self) -> bool {
@@ -220,7 +220,7 @@ impl Seat for StandIn {
 
     /// Asked at the beginning of each attempt.
     fn enable_retry_buffering(&mut self) {
-        self.given = false;
+        self.owes_body = true;
     }
 
     fn retry_buffer_truncated(&self) -> bool {
@@ -233,8 +233,8 @@ impl Seat for StandIn {
 
     /// Gives the body, and from then on only ever ends with an error: the client left, or sent what
     /// it should not, and the drain is over. Pingora asks anew whenever something else has happened.
-    async fn read_body_or_idle(&mut self, _no_body_expected: bool) -> Result<Option<Bytes>> {
-        if !self.given {
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if self.owes_body && !no_body_expected {
             return Ok(Some(self.give()));
         }
         // Asked again: it got through.

@@ -115,8 +115,9 @@ fn storm(order: &str, statuses: &[u16], waits: bool) {
         assert!(told && status && one.retry_after.is_some(), "{one:?}");
     }
     if waits {
-        // In the line for a place; nobody is refused for what lasts so short.
-        assert!(refused.len() < CLIENTS, "{}", refused.len());
+        // In the line for a place: one who has used up the attempts asks anew, and stands in line
+        // again. How many do is chance, but it is none of them more than once in two seconds.
+        assert!(refused.len() < CLIENTS * 3, "{}", refused.len());
     } else {
         assert!(
             requests > 500 && refused.len() * 10 > requests * 9,

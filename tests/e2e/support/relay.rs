@@ -1,7 +1,7 @@
 //! A wire between the gateway and an upstream that can be cut, blocked and slowed while it is in
 //! use. It knows bytes and no HTTP.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
+
+use super::SOON;
 
 /// Pieces on their way in one direction; a delay holds no more.
 const ON_THE_WAY: usize = 4096;
@@ -168,6 +170,20 @@ impl Drop for Relay {
     }
 }
 
+/// A process that is being started elsewhere in this one has the listener that was closed a moment
+/// longer, until it executes its own program.
+async fn listen(address: SocketAddr) -> TcpListener {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            listener => return listener.unwrap(),
+        }
+    }
+}
+
 /// Where connections come in.
 struct Hall {
     address: SocketAddr,
@@ -188,7 +204,7 @@ impl Hall {
                         Some(Door::Open(done)) => {
                             // The old one first: two cannot listen.
                             drop(listener.take());
-                            listener = Some(TcpListener::bind(self.address).await.unwrap());
+                            listener = Some(listen(self.address).await);
                             done
                         }
                         Some(Door::Close(done)) => {
