@@ -13,7 +13,7 @@
 //! request_body_filter    the body, whole or passing through
 //! upstream_response_filter  good, again elsewhere, or a no   gateway/verdict.rs
 //! response_filter        the tenant's head, built anew       gateway/answer.rs
-//! response_body_filter   every fragment watched, none held   gateway/answer.rs
+//! response_body_filter   each event as soon as it is there   gateway/answer.rs
 //! fail_to_proxy          an honest error                     gateway/ending.rs
 //! logging                charge, settle and record           gateway/record.rs
 //! ```

@@ -14,7 +14,6 @@ use super::Gateway;
 use super::answer::head_is_out;
 use super::answer::join;
 use crate::context::{Context, Watch};
-use crate::relay::sse::Scanner;
 use crate::request::degraded::{self, Asked};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
@@ -170,7 +169,8 @@ impl Context {
         let Watch::Stream(scanner) = &mut self.answer.watch else {
             return None;
         };
-        let held = scanner.finish().filter(|held| !Scanner::is_error(held));
+        // Half an event does not go out before ours.
+        drop(scanner.finish());
         let said = scanner.seen().error.clone();
         let refusal = Refusal::new(
             Code::StreamInterrupted,
@@ -187,8 +187,7 @@ impl Context {
         });
         let detail = told.or_else(|| self.refusal.take().and_then(|earlier| earlier.detail));
         self.refusal = Some(Refusal { detail, ..refusal });
-        let told = join(held.unwrap_or_default(), Some(Bytes::from(event)));
-        Some(join(owed, Some(told)))
+        Some(join(owed, Some(Bytes::from(event))))
     }
 }
 

@@ -12,7 +12,6 @@ use crate::config::settings::FailureClass;
 use crate::context::{Context, Watch};
 use crate::relay::answer::Answer;
 use crate::relay::event::{FinishReason, Seen};
-use crate::relay::sse::Scanner;
 use crate::request::surface::Surface;
 use crate::upstream::pool::Outcome;
 
@@ -85,17 +84,18 @@ impl Gateway {
         let unfinished = scanner.unfinished();
         let mut rest = scanner.finish();
         let fault = fault_of_stream(scanner.seen(), tells_failures);
-        let says_so = tells_failures && fault.is_none() && scanner.seen().error.is_some();
-        let unread = scanner.error_at().is_some() || rest.as_deref().is_some_and(Scanner::is_error);
-        if unread && (fault.is_some() || says_so) {
-            // An error without its blank line, or half of one: it is told in our words alone.
-            let mut event = rest.take();
-            if !ctx.passes_whole_events() {
-                let half = out.split_off(out.len().saturating_sub(unfinished));
-                event = event.or(Some(half));
+        let seen = scanner.seen();
+        let says_so = tells_failures && fault.is_none() && seen.error.is_some();
+        let unread = scanner.error_at().is_some();
+        if fault.is_some() || (unread && says_so) {
+            // What has no blank line is no event: it does not go out before what we say of it.
+            let mut last = rest.take();
+            if unread && !ctx.passes_whole_events() {
+                let long = out.split_off(out.len().saturating_sub(unfinished));
+                last = last.or(Some(long));
             }
-            let event = event.filter(|_| says_so);
-            rest = event.map(|event| failed_response(&event, ctx.request_id()));
+            let last = last.filter(|_| says_so);
+            rest = last.map(|event| failed_response(&event, ctx.request_id()));
         }
         let rest = join(ctx.answer.prelude.finish().unwrap_or_default(), rest);
         let rest = self.write_down(ctx, rest)?;

@@ -10,7 +10,7 @@ use crate::json;
 use crate::relay::event::{FinishReason, Seen, Shape};
 use crate::relay::pattern::{Match, Pattern};
 use crate::relay::reading::{self, Kind, Reading};
-use crate::relay::strip::{self, Strip};
+use crate::relay::strip::Strip;
 use crate::relay::usage::{AnthropicUsage, Usage};
 use bytes::Bytes;
 use std::ops::Range;
@@ -113,14 +113,9 @@ impl Scanner {
     }
 
     /// How much of what the last [`Self::feed`] returned, at its end, belongs to an event that was
-    /// not finished there.
+    /// not finished there: one that is too long to wait.
     pub fn unfinished(&self) -> usize {
         self.unfinished
-    }
-
-    /// Whether what [`Self::finish`] returned is an error, or the beginning of one.
-    pub fn is_error(rest: &[u8]) -> bool {
-        strip::begins_as_error(rest)
     }
 
     /// Ends the stream: what is unfinished is read as if it were finished.

@@ -1,20 +1,21 @@
-//! Decides which bytes of a stream go out now, which wait and which never go: a
-//! usage chunk that was asked for by the gateway and not by the tenant, and an
-//! error that is told in other words. The SSE scanner tells it where events end;
-//! it must not know what they mean.
+//! Decides which bytes of a stream go out now, which wait and which never go: half
+//! an event waits for its other half, a usage chunk that was asked for by the
+//! gateway and not by the tenant never goes. The SSE scanner tells it where events
+//! end; it must not know what they mean.
 //!
-//! Only the bytes of one incomplete event wait, and only while it may still turn
-//! out to be the usage chunk (it has begun with `data:` and has shown no choice),
-//! or while it begins as errors do.
+//! Nobody can read half an event, so nothing is late for it. But an error that is
+//! told in other words is never told by half in its own, and where a stream breaks
+//! off, what the client has ends with a whole event.
 
 use bytes::Bytes;
 use memchr::memmem;
 
-/// Longest event that can be dropped. Usage chunks have well under 2 KiB; a
-/// longer event goes out as it comes.
-const MAX_HELD: usize = 16 * 1024;
+/// Longest event that waits for its end; a longer one goes out as it comes.
+const MAX_HELD: usize = 64 << 10;
 /// The same for errors, in which a whole response may lie.
 const MAX_HELD_ERROR: usize = 1 << 20;
+/// Longest event that can be dropped. Usage chunks have well under 2 KiB.
+const MAX_DROPPED: usize = 16 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Strip {
@@ -22,8 +23,6 @@ pub(super) struct Strip {
     usage: bool,
     /// The beginning of the current event, from earlier fragments.
     held: Vec<u8>,
-    /// Up to where the current event has been searched for choices.
-    searched: usize,
     /// Whether the current event goes out, whatever it turns out to be.
     released: bool,
     /// Whether the event before was dropped.
@@ -86,7 +85,6 @@ impl Strip {
         self.held.clear();
         self.event = end;
         self.released = false;
-        self.searched = 0;
         self.dropped = dropped;
     }
 
@@ -97,15 +95,13 @@ impl Strip {
 
     fn may_drop(&mut self, tail: Option<&[u8]>) -> bool {
         let tail = tail.unwrap_or_default();
-        if self.released || self.held.len() + tail.len() > MAX_HELD {
+        if self.released || self.held.len() + tail.len() > MAX_DROPPED {
             return false;
         }
-        let mut searched = 0;
         if self.held.is_empty() {
-            return undecided(tail, &mut searched);
+            return has_no_choices(tail);
         }
-        let whole = [self.held.as_slice(), tail].concat();
-        undecided(&whole, &mut searched)
+        has_no_choices(&[self.held.as_slice(), tail].concat())
     }
 
     /// What goes out at the end of a fragment. `comment` is where the line begins
@@ -117,7 +113,7 @@ impl Strip {
             return self.put(fragment, fragment.len());
         }
         if self.held.is_empty() {
-            if is_open(self.usage, tail, &mut self.searched) {
+            if waits(tail) {
                 self.held.extend_from_slice(tail);
                 return self.put(fragment, self.event);
             }
@@ -125,7 +121,7 @@ impl Strip {
             return self.put(fragment, fragment.len());
         }
         self.held.extend_from_slice(tail);
-        if !is_open(self.usage, &self.held, &mut self.searched) {
+        if !waits(&self.held) {
             self.released = true;
             self.out.append(&mut self.held);
         }
@@ -149,15 +145,13 @@ impl Strip {
     }
 }
 
-/// Whether an event that has begun so must wait until more of it is there.
-fn is_open(usage: bool, event: &[u8], searched: &mut usize) -> bool {
-    let error = event.len() <= MAX_HELD_ERROR && begins_as_error(event);
-    error || (usage && event.len() <= MAX_HELD && undecided(event, searched))
+/// Whether an event that has begun so waits until all of it is there.
+fn waits(event: &[u8]) -> bool {
+    event.len() <= MAX_HELD || (event.len() <= MAX_HELD_ERROR && begins_as_error(event))
 }
 
-/// Whether an event is an error as far as it is there, by its first bytes. Like [`undecided`],
-/// never true again once it was false.
-pub(super) fn begins_as_error(event: &[u8]) -> bool {
+/// Whether an event is an error as far as it is there, by its first bytes.
+fn begins_as_error(event: &[u8]) -> bool {
     const BEGINNINGS: [&[u8]; 6] = [
         b"data:{\"error\"",
         b"data:{\"object\":\"error\"",
@@ -173,39 +167,22 @@ pub(super) fn begins_as_error(event: &[u8]) -> bool {
     BEGINNINGS.iter().any(fits)
 }
 
-/// Whether the beginning of an event leaves open that it is a usage chunk. Never
-/// true again once it was false, whatever follows, so that the outcome does not
-/// depend on how the stream is cut.
-fn undecided(event: &[u8], searched: &mut usize) -> bool {
-    let field = b"data:";
-    if !event.iter().zip(field).all(|(byte, wanted)| byte == wanted) {
+/// Whether an event begins with data in which nothing looks like a choice: only then is it sure to
+/// be nothing but usage, whatever the scanner made of it.
+fn has_no_choices(event: &[u8]) -> bool {
+    let key = b"\"choices\"";
+    if !event.starts_with(b"data:") {
         return false;
     }
-    let key = b"\"choices\"";
-    loop {
-        let rest = event.get(*searched..).unwrap_or_default();
-        let Some(found) = memmem::find(rest, key) else {
-            *searched = event.len().saturating_sub(key.len()).max(*searched);
-            return true;
-        };
-        let at = *searched + found;
+    memmem::find_iter(event, key).all(|at| {
         let value = event.get(at + key.len()..).unwrap_or_default();
-        let Some((colon, value)) = value.trim_ascii_start().split_first() else {
-            *searched = at;
+        let Some((b':', value)) = value.trim_ascii_start().split_first() else {
             return true;
         };
-        let value = value.trim_ascii_start();
-        match (colon, value.first()) {
-            (b':', None) => {
-                *searched = at;
-                return true;
-            }
-            (b':', Some(b'[')) => {
-                *searched = at;
-                let inner = value.get(1..).unwrap_or_default().trim_ascii_start();
-                return inner.first().is_none_or(|&byte| byte == b']');
-            }
-            _ => *searched = at + key.len(),
-        }
-    }
+        let Some((b'[', inner)) = value.trim_ascii_start().split_first() else {
+            return true;
+        };
+        let inner = inner.trim_ascii_start();
+        inner.first().is_none_or(|&byte| byte == b']')
+    })
 }

@@ -138,6 +138,57 @@ fn a_key_that_the_upstream_echoes_stays_with_us() {
     }
 }
 
+/// An upstream that begins a stream, and with a proper end or a reset leaves off in mid-event.
+fn leaving_off(text: String, resets: bool) -> Hostile {
+    Hostile::start(move |guest, _| {
+        guest.request();
+        guest.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n");
+        guest.send(b"transfer-encoding: chunked\r\n\r\n");
+        guest.send(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes());
+        if resets {
+            // What was written must have been read: a reset takes it away.
+            guest.wait(std::time::Duration::from_millis(300));
+            guest.reset();
+        } else {
+            guest.send(b"0\r\n\r\n");
+        }
+    })
+}
+
+#[test]
+fn of_an_event_that_breaks_off_nothing_is_shown() {
+    const SAID: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"sea\"}}]}\n\n";
+    let account = [("main".to_owned(), UPSTREAM_KEY.to_owned())];
+    for half in [
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"br",
+        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"broken\"}}]}\n",
+        "data: {\"id\":\"1\",\"error\":{\"message\":\"broken",
+        "data: [DONE",
+        "da",
+    ] {
+        for resets in [false, true] {
+            let upstream = leaving_off([SAID, half].concat(), resets);
+            let config = Config::for_urls(&[upstream.url()], &account);
+            let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
+            let told = gateway
+                .stream("/v1/chat/completions", &chat_stream("hello"))
+                .rest();
+            let text = told.text();
+            assert_eq!((told.status, told.ending), (200, Ending::Broken), "{text}");
+            let events: Vec<_> = text
+                .split("\n\n")
+                .filter(|it| !it.trim().is_empty())
+                .collect();
+            let [first, last] = events.as_slice() else {
+                panic!("{half} {resets}: {text}");
+            };
+            assert_eq!(*first, SAID.trim_end());
+            let error: serde_json::Value = serde_json::from_str(&last["data: ".len()..]).unwrap();
+            assert_eq!(error["error"]["code"], "stream_interrupted");
+        }
+    }
+}
+
 /// An upstream whose stream of a response comes to this end, which it writes in these pieces.
 fn failing_response(end: String, piece: usize) -> Hostile {
     const BEGINNING: &str = concat!(

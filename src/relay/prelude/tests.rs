@@ -16,7 +16,10 @@ fn run(shape: Shape, pieces: &[&[u8]]) -> (Vec<u8>, Vec<u8>) {
         }
         all.extend_from_slice(&out);
     }
-    all.extend_from_slice(&prelude.finish().unwrap_or_default());
+    let half = scanner.finish();
+    for rest in [prelude.finish(), half] {
+        all.extend_from_slice(&rest.unwrap_or_default());
+    }
     (before, all)
 }
 
