@@ -161,7 +161,11 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if let (Some(behind), Some(attempt)) = (&ctx.behind, &ctx.attempts.current) {
             let timeouts = &attempt.lane.pool.settings.timeouts;
-            behind.watch_upload(to_session, timeouts.write);
+            let left = ctx
+                .ends_by()
+                .map(|end| end.saturating_duration_since(Instant::now()));
+            let write = left.map_or(timeouts.write, |left| timeouts.write.min(left));
+            behind.watch_upload(to_session, write);
         }
         Ok(())
     }

@@ -122,7 +122,7 @@ impl Gateway {
                 out
             }
             // What comes after its own end belongs to no answer.
-            Watch::Stream(scanner) if scanner.seen().ended => Bytes::new(),
+            Watch::Stream(scanner) if scanner.seen().ended => scanner.feed(piece),
             Watch::Stream(scanner) => {
                 let out = scanner.feed(piece);
                 self.follow(ctx, out, now)?
@@ -181,9 +181,8 @@ impl Gateway {
         // The error itself is told in our words: its own may be another dialect's, and hold what is
         // no tenant's business.
         let error_at = scanner.error_at().unwrap_or(0).min(out.len());
-        let says_so = seen.error.is_some() && ctx.says_how_it_ended();
-        let failed = seen.error.is_some() && !says_so;
-        let out = match says_so {
+        let failed = seen.error.is_some() && !seen.failed_at_end;
+        let out = match seen.failed_at_end {
             true => {
                 let told = failed_response(&out.slice(error_at..), ctx.request_id());
                 join(out.slice(..error_at), Some(told))
@@ -238,11 +237,6 @@ impl Gateway {
 }
 
 impl Context {
-    /// Does the stream's own end say that it failed? Only the Responses API has such ends.
-    pub(super) fn says_how_it_ended(&self) -> bool {
-        self.has_ended() && self.surface() == Some(&Surface::Responses)
-    }
-
     /// From here on this answer, and no other, goes to the client.
     pub(super) fn begin_answer(&mut self) {
         self.answer.begun = true;

@@ -145,12 +145,14 @@ impl Gateway {
         ctx.attempts.again = false;
         ctx.refusal = None;
         let mut clocks = ctx.clocks(lane);
-        // Nobody listens for the client, or looks at its time, while a connection is made.
+        // Nobody listens for the client, or looks at its time, while a connection is made, or over
+        // HTTP/2 while a body is written.
         let left = clocks.ends(ctx.started).saturating_duration_since(now);
         let capped = |time: Option<Duration>| Some(time.map_or(left, |time| time.min(left)));
         let options = &mut peer.options;
         options.connection_timeout = capped(options.connection_timeout);
         options.total_connection_timeout = capped(options.total_connection_timeout);
+        options.write_timeout = capped(options.write_timeout);
         if chosen.is_probe() {
             clocks = clocks.with_probe(lane.probe_time(chosen.account, now));
         }
@@ -264,7 +266,8 @@ impl Gateway {
         Ok(())
     }
 
-    /// Puts the whole body in the place of what Pingora replays, or counts what passes through.
+    /// Puts the whole body in the place of the marker that Pingora reads, or counts what passes
+    /// through.
     pub(super) fn put_body(
         &self,
         body: &mut Option<Bytes>,
@@ -275,6 +278,11 @@ impl Gateway {
             return Ok(());
         };
         match &mut routed.body {
+            // What stands for a body that was let go of is none.
+            Outbound::None if body.as_ref().is_some_and(|body| !body.is_empty()) => {
+                let why = "a body is asked for that is not there any more";
+                return Error::e_explain(ErrorType::InternalError, why);
+            }
             Outbound::None => {}
             Outbound::Whole { bytes, .. } => *body = Some(bytes.clone()),
             Outbound::Through { left, check, .. } => {

@@ -12,7 +12,6 @@ use crate::config::settings::FailureClass;
 use crate::context::{Context, Watch};
 use crate::relay::answer::Answer;
 use crate::relay::event::{FinishReason, Seen};
-use crate::request::surface::Surface;
 use crate::upstream::pool::Outcome;
 
 impl Gateway {
@@ -77,15 +76,14 @@ impl Gateway {
         mut out: Bytes,
         ctx: &mut Context,
     ) -> Result<(Bytes, Option<FailureClass>)> {
-        let tells_failures = ctx.surface() == Some(&Surface::Responses);
+        let begun = ctx.answer.begun;
         let Watch::Stream(scanner) = &mut ctx.answer.watch else {
             return Ok((out, None));
         };
         let unfinished = scanner.unfinished();
         let mut rest = scanner.finish();
-        let fault = fault_of_stream(scanner.seen(), tells_failures);
-        let seen = scanner.seen();
-        let says_so = tells_failures && fault.is_none() && seen.error.is_some();
+        let fault = fault_of_stream(scanner.seen(), begun);
+        let says_so = fault.is_none() && scanner.seen().failed_at_end;
         let unread = scanner.error_at().is_some();
         if fault.is_some() || (unread && says_so) {
             // What has no blank line is no event: it does not go out before what we say of it.
@@ -165,14 +163,12 @@ impl Gateway {
         ctx.attempts.again = false;
         let outcome = match &ctx.answer.watch {
             Watch::Error { .. } => "client_error",
+            Watch::Stream(scanner) if scanner.seen().failed_at_end => {
+                self.failed_after_content(ctx, FailureClass::ErrorInAnswer);
+                return;
+            }
             watch if gave_up(watch) => {
-                let told =
-                    matches!(watch, Watch::Stream(scanner) if scanner.seen().error.is_some());
-                let class = match told {
-                    true => FailureClass::ErrorInAnswer,
-                    false => FailureClass::NoResources,
-                };
-                self.failed_after_content(ctx, class);
+                self.failed_after_content(ctx, FailureClass::NoResources);
                 return;
             }
             _ => "ok",
@@ -199,11 +195,11 @@ fn fault_of_whole(seen: &Answer, streamed: bool) -> Option<FailureClass> {
     }
 }
 
-/// What is wrong with a stream, whose own end may tell of a failure.
-fn fault_of_stream(seen: &Seen, tells_failures: bool) -> Option<FailureClass> {
+/// What is wrong with a stream. Once the client has of it, its own end may tell of a failure.
+fn fault_of_stream(seen: &Seen, begun: bool) -> Option<FailureClass> {
     match seen.ended {
         false if seen.foreign => Some(FailureClass::Garbage),
-        ended if seen.error.is_some() && !(ended && tells_failures && seen.first_content) => {
+        _ if seen.error.is_some() && !(begun && seen.failed_at_end) => {
             Some(FailureClass::ErrorInAnswer)
         }
         false => Some(FailureClass::Cut),

@@ -121,7 +121,11 @@ pub(super) fn failed_response(event: &[u8], request_id: &str) -> Bytes {
 /// The data of the first event of a stream.
 fn data_of(event: &[u8]) -> Option<Value> {
     let text = std::str::from_utf8(event).ok()?;
-    let lines = text.lines().take_while(|line| !line.is_empty());
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let lines = text
+        .trim_start_matches('\n')
+        .lines()
+        .take_while(|line| !line.is_empty());
     let data: Vec<_> = lines
         .filter_map(|line| line.strip_prefix("data:"))
         .collect();

@@ -157,6 +157,8 @@ pub struct Seen {
     pub finish_reason: Option<FinishReason>,
     /// The first error reported inside the stream.
     pub error: Option<StreamError>,
+    /// Whether that error is the stream's own last event (`response.failed`).
+    pub failed_at_end: bool,
     /// Whether the stream's own last event came: `[DONE]`, `message_stop`,
     /// `response.completed`, `.incomplete` or `.failed`.
     pub ended: bool,

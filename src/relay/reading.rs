@@ -167,8 +167,10 @@ pub(super) enum Kind {
     Closing,
     /// `message_stop`.
     Stop,
-    /// `response.completed`, `.incomplete` or `.failed`.
+    /// `response.completed` or `.incomplete`.
     Response,
+    /// `response.failed`: an error, and the end.
+    Failed,
     Ping,
     Error,
     /// Known to carry nothing that counts.
@@ -183,7 +185,8 @@ impl Kind {
             b"message_start" => Kind::Start,
             b"message_delta" => Kind::Closing,
             b"message_stop" => Kind::Stop,
-            b"response.completed" | b"response.incomplete" | b"response.failed" => Kind::Response,
+            b"response.completed" | b"response.incomplete" => Kind::Response,
+            b"response.failed" => Kind::Failed,
             b"ping" | b"keepalive" => Kind::Ping,
             b"error" => Kind::Error,
             name if name.ends_with(b".delta") => Kind::Delta,
@@ -260,13 +263,18 @@ fn exact(data: &[u8], kind: Kind) -> Reading<'_> {
             ..Reading::default()
         },
         Kind::Error => Reading {
-            error: Some(match json::pick(data, ["error"]) {
-                Some([Some(error)]) => StreamError::read(error),
-                _ => StreamError::read(data),
-            }),
+            error: Some(error_of(data)),
             ..Reading::default()
         },
         Kind::Response => response(data),
+        Kind::Failed => failed(data),
+    }
+}
+
+fn error_of(data: &[u8]) -> StreamError {
+    match json::pick(data, ["error"]) {
+        Some([Some(error)]) => StreamError::read(error),
+        _ => StreamError::read(data),
     }
 }
 
@@ -310,13 +318,26 @@ fn response(data: &[u8]) -> Reading<'_> {
     };
     let reason = details.and_then(|details| json::pick(details, ["reason"]));
     let reason = reason.and_then(|[reason]| reason).or(status);
+    let finish = reason.and_then(FinishReason::read);
+    // A member that is there says nothing of a response that says it is complete.
+    let error = error.filter(|error| says_something(error));
+    let error = error.filter(|_| finish.is_some_and(FinishReason::is_failure));
     Reading {
         usage,
-        finish: reason.and_then(FinishReason::read),
-        error: error
-            .filter(|error| says_something(error))
-            .map(StreamError::read),
+        finish,
+        error: error.map(StreamError::read),
         ..ended
+    }
+}
+
+/// It failed whatever it says, and whether or not it can be read.
+fn failed(data: &[u8]) -> Reading<'_> {
+    let told = response(data);
+    let failure = told.finish.filter(|finish| finish.is_failure());
+    Reading {
+        finish: failure.or(Some(FinishReason::Aborted)),
+        error: told.error.or_else(|| Some(error_of(data))),
+        ..told
     }
 }
 

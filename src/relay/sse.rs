@@ -7,7 +7,7 @@
 //! forwarded bytes are the very same unless a usage chunk is taken out.
 
 use crate::json;
-use crate::relay::event::{FinishReason, Seen, Shape};
+use crate::relay::event::{FinishReason, Seen, Shape, StreamError};
 use crate::relay::pattern::{Match, Pattern};
 use crate::relay::reading::{self, Kind, Reading};
 use crate::relay::strip::Strip;
@@ -45,6 +45,11 @@ pub struct Scanner {
     /// How much of what went out belongs to an event that is not finished.
     unfinished: usize,
     error_at: Option<usize>,
+    /// How much of what goes out ends with the stream's own last event, if that came just now; and
+    /// whether nothing came with it.
+    ended_at: Option<(usize, bool)>,
+    /// Whether that event ended in a carriage return, whose line feed may come yet.
+    owes_line_feed: bool,
 }
 
 impl Scanner {
@@ -67,6 +72,8 @@ impl Scanner {
             strip: Strip::new(openai && strip_usage),
             unfinished: 0,
             error_at: None,
+            ended_at: None,
+            owes_line_feed: false,
         }
     }
 
@@ -82,9 +89,11 @@ impl Scanner {
         self.error_at
     }
 
-    /// Reads the next fragment and returns what to forward now.
+    /// Reads the next fragment and returns what to forward now. What comes after the
+    /// stream's own last event is no part of it.
     pub fn feed(&mut self, fragment: Bytes) -> Bytes {
         self.begin();
+        let ended = self.seen.ended;
         let text: &[u8] = &fragment;
         let mut here = None;
         let mut comment = None;
@@ -106,9 +115,22 @@ impl Scanner {
         if let Some(span) = here {
             self.data.push(text.get(span).unwrap_or_default());
         }
+        if ended {
+            self.unfinished = 0;
+            let line_feed = self.owes_line_feed && fragment.first() == Some(&b'\n');
+            self.owes_line_feed &= fragment.is_empty();
+            return fragment.slice(..usize::from(line_feed));
+        }
         let before = self.strip.before_event();
-        let out = self.strip.end(&fragment, comment);
+        let mut out = self.strip.end(&fragment, comment);
         self.unfinished = out.len().saturating_sub(before);
+        if let Some((end, is_last)) = self.ended_at.take() {
+            let after_cr = out.get(..end).is_some_and(|out| out.ends_with(b"\r"));
+            let line_feed = after_cr && out.get(end) == Some(&b'\n');
+            self.owes_line_feed = after_cr && is_last;
+            out.truncate(end + usize::from(line_feed));
+            self.unfinished = 0;
+        }
         out
     }
 
@@ -132,7 +154,7 @@ impl Scanner {
         let half = self.has_data && self.is_half(&self.data.bytes);
         let usage_only = self.dispatch(b"", &mut here);
         self.seen.ended &= ended || !half;
-        self.strip.finish(usage_only)
+        self.strip.finish(usage_only).filter(|_| !ended)
     }
 
     fn begin(&mut self) {
@@ -229,8 +251,12 @@ impl Scanner {
         here: &mut Option<Range<usize>>,
     ) {
         if line.is_empty() {
+            let ended = self.seen.ended;
             let usage_only = self.dispatch(text, here);
             self.strip.event(text, end + 1, usage_only);
+            if self.seen.ended && !ended {
+                self.ended_at = Some((self.strip.before_event(), end + 1 == text.len()));
+            }
             return;
         }
         if line.first() == Some(&b':') {
@@ -250,6 +276,9 @@ impl Scanner {
             self.keep_data(text, value, start.map(|_| span), here);
         } else if let Some(name) = field(line, b"event") {
             self.name = (!name.is_empty()).then(|| Kind::named(name));
+            if matches!(self.name, Some(Kind::Error | Kind::Failed)) {
+                self.strip.conceal();
+            }
         }
     }
 
@@ -278,6 +307,12 @@ impl Scanner {
     fn dispatch(&mut self, text: &[u8], here: &mut Option<Range<usize>>) -> bool {
         let name = self.name.take();
         if !std::mem::take(&mut self.has_data) {
+            return false;
+        }
+        if self.seen.ended {
+            // What comes after it belongs to no answer.
+            *here = None;
+            self.data = std::mem::take(&mut self.data).emptied();
             return false;
         }
         if let Some(span) = here.take() {
@@ -331,7 +366,17 @@ impl Scanner {
 
     /// An event too long to be read: its name is all there is to go by.
     fn unread_event(&mut self, name: Option<Kind>) {
-        self.content();
+        match name {
+            Some(Kind::Error | Kind::Failed) => {
+                let reading = Reading {
+                    error: Some(StreamError::default()),
+                    ended: name == Some(Kind::Failed),
+                    ..Reading::default()
+                };
+                self.account(reading);
+            }
+            _ => self.content(),
+        }
         self.seen.ended |= matches!(name, Some(Kind::Response | Kind::Stop));
     }
 
@@ -355,6 +400,7 @@ impl Scanner {
         self.seen.finish_reason = latest.or(earlier);
         if self.seen.error.is_none() && reading.error.is_some() {
             self.seen.error = reading.error;
+            self.seen.failed_at_end = reading.ended;
             self.error_at = Some(self.strip.before_event());
         }
         if let Some(object) = reading.usage {

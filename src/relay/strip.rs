@@ -25,6 +25,8 @@ pub(super) struct Strip {
     held: Vec<u8>,
     /// Whether the current event goes out, whatever it turns out to be.
     released: bool,
+    /// Whether the current event is an error, and so waits however long it is.
+    concealed: bool,
     /// Whether the event before was dropped.
     dropped: bool,
     /// Start of the fragment's bytes that have no decision or are to go out.
@@ -85,7 +87,13 @@ impl Strip {
         self.held.clear();
         self.event = end;
         self.released = false;
+        self.concealed = false;
         self.dropped = dropped;
+    }
+
+    /// The current event is an error by its name: it is told in other words, or not at all.
+    pub fn conceal(&mut self) {
+        self.concealed = true;
     }
 
     /// How much goes out of this fragment before the current event.
@@ -111,6 +119,13 @@ impl Strip {
         let leading = self.held.is_empty() && comment == Some(self.event);
         if tail.is_empty() || self.released || leading {
             return self.put(fragment, fragment.len());
+        }
+        if self.concealed {
+            // Of one that is too long nobody needs more.
+            let room = MAX_HELD_ERROR.saturating_sub(self.held.len());
+            let most = tail.get(..room).unwrap_or(tail);
+            self.held.extend_from_slice(most);
+            return self.put(fragment, self.event);
         }
         if self.held.is_empty() {
             if waits(tail) {
@@ -150,15 +165,13 @@ fn waits(event: &[u8]) -> bool {
     event.len() <= MAX_HELD || (event.len() <= MAX_HELD_ERROR && begins_as_error(event))
 }
 
-/// Whether an event is an error as far as it is there, by its first bytes.
+/// Whether an event without a name is an error as far as it is there, by its first bytes.
 fn begins_as_error(event: &[u8]) -> bool {
-    const BEGINNINGS: [&[u8]; 6] = [
+    const BEGINNINGS: [&[u8]; 4] = [
         b"data:{\"error\"",
         b"data:{\"object\":\"error\"",
         b"data:{\"type\":\"error\"",
         b"data:{\"type\":\"response.failed\"",
-        b"event:error",
-        b"event:response.failed",
     ];
     let fits = |beginning: &&[u8]| {
         let black = event.iter().filter(|byte| !matches!(byte, b' ' | b'\t'));

@@ -9,7 +9,8 @@
 //! Pingora ends a request with the first error of its client. Here, while an upstream is at work, the error is kept back: what comes
 //! afterwards is thrown away, until the answer's end or the drain's. Pingora takes the pieces at
 //! the pace of the upstream, so nothing gathers. Pingora listens for the client all through an
-//! attempt, whatever the upstream does, and that is where the deadline is looked at.
+//! attempt but for the time in which it sends the body over HTTP/2, and that is where the deadline is
+//! looked at.
 //!
 //! The seat is Pingora's for protocols of one's own. It costs an allocation for each read and
 //! write; the client's own session is put back before Pingora decides whether to keep the
@@ -291,9 +292,11 @@ impl Seat for StandIn {
             _ => 0,
         });
         self.shared.taken.fetch_add(bytes.sum(), Ordering::AcqRel);
-        if failure.is_some() || tasks.iter().any(HttpTask::is_end) {
-            self.shared.uploaded();
+        if self.shared.answers_early() {
+            // Pingora ends a connection whose request was not sent whole: the head must say so.
+            self.client.set_keepalive(None);
         }
+        let over = failure.is_some() || tasks.iter().any(HttpTask::is_end);
         let mut end = false;
         if self.departure.is_some() {
             end = self.swallow(tasks);
@@ -302,6 +305,11 @@ impl Seat for StandIn {
             if !tasks.is_empty() {
                 end = self.pass_on(tasks).await?;
             }
+        }
+        if over || end {
+            self.shared.uploaded();
+        } else {
+            self.shared.answers_early();
         }
         match failure {
             Some(HttpTask::Failed(error)) => Err(error),

@@ -108,6 +108,17 @@ fn a_refusal_that_comes_before_the_body_was_taken_is_the_clients() {
             assert_eq!(answer.status, status, "{}", answer.text());
             assert_eq!(logged(&gateway, &answer)["attempts"], 1);
         }
+        // A connection that ends after it is said to end.
+        let mut wire = gateway.connect();
+        let request = Request::post(PATH, &large(chat(""))).key("acme");
+        wire.send(&request.to_bytes());
+        let answer = wire.answer();
+        assert_eq!(
+            answer.header("connection"),
+            Some("close"),
+            "{}",
+            answer.text()
+        );
     }
     assert!(rescue.calls().is_empty());
 }

@@ -189,6 +189,65 @@ fn of_an_event_that_breaks_off_nothing_is_shown() {
     }
 }
 
+/// What an upstream tells of itself in the middle of a stream, and what follows it, end the stream
+/// as broken; the same however it is cut.
+#[test]
+fn an_error_before_the_end_of_a_response_is_no_end_of_its_own() {
+    let error =
+        format!("event: error\ndata: {{\"type\":\"error\",\"message\":\"{UPSTREAM_KEY}\"}}\n\n");
+    let failed = r#"data: {"type":"response.failed","response":{"id":"resp_1","status":"failed"}}"#;
+    let account = [("main".to_owned(), UPSTREAM_KEY.to_owned())];
+    for end in [
+        format!("{error}{failed}\n\n"),
+        format!("{error}data: [DONE]\n\n"),
+    ] {
+        for piece in [end.len(), error.len(), 40] {
+            let upstream = failing_response(end.clone(), piece);
+            let config = Config::for_urls(&[upstream.url()], &account);
+            let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
+            let body = with(response("hello"), "stream", json!(true));
+            let told = gateway.stream("/v1/responses", &body).rest();
+            let text = told.text();
+            assert_eq!((told.status, told.ending), (200, Ending::Broken), "{text}");
+            assert!(text.contains("stream_interrupted"), "{text}");
+            assert!(
+                !text.contains("resp_1") && !text.contains(UPSTREAM_KEY),
+                "{text}"
+            );
+            gateway.wait_until_idle(SOON);
+            let failed = ["outcome=\"error_in_answer\""];
+            assert_eq!(gateway.metric("tidegate_attempts_total", &failed), 1.0);
+        }
+    }
+}
+
+/// What comes before content is passed on once there is much of it.
+#[test]
+fn a_response_with_much_before_its_content_fails_once() {
+    let created =
+        json!({"type": "response.created", "response": {"instructions": "a".repeat(70_000)}});
+    let failed =
+        json!({"type": "response.failed", "response": {"id": "resp_1", "status": "failed"}});
+    let stream = format!("event: response.created\ndata: {created}\n\ndata: {failed}\n\n");
+    let upstream = Hostile::always(format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{stream}"
+    ));
+    let account = [("main".to_owned(), UPSTREAM_KEY.to_owned())];
+    let config = Config::for_urls(&[upstream.url()], &account);
+    let gateway = Gateway::start(config.set("/upstreams/0/health", json!(false)));
+    let body = with(response("hello"), "stream", json!(true));
+    let told = gateway.stream("/v1/responses", &body).rest();
+    let text = told.text();
+    if told.status == 200 {
+        assert_eq!(told.ending, Ending::Whole, "{text}");
+        assert_eq!(text.matches("event: ").count(), 2, "{text}");
+        assert!(text.contains("event: response.failed\n"), "{text}");
+    } else {
+        // All of it came at once: it was tried again.
+        assert_eq!(told.status, 502, "{text}");
+    }
+}
+
 /// An upstream whose stream of a response comes to this end, which it writes in these pieces.
 fn failing_response(end: String, piece: usize) -> Hostile {
     const BEGINNING: &str = concat!(
@@ -214,8 +273,8 @@ fn failing_response(end: String, piece: usize) -> Hostile {
 
 #[test]
 fn a_response_that_fails_says_so_last_and_in_our_words() {
+    let words = format!("Your key {UPSTREAM_KEY} is broken");
     let data = |output: &str| {
-        let words = format!("Your key {UPSTREAM_KEY} is broken");
         json!({
             "type": "response.failed", "sequence_number": 2,
             "response": {
@@ -228,17 +287,29 @@ fn a_response_that_fails_says_so_last_and_in_our_words() {
     let named = format!("event: response.failed\ndata: {}\n\n", data(""));
     let long = format!(
         "event: response.failed\ndata: {}\n\n",
-        data(&"a".repeat(40_000))
+        data(&"a".repeat(90_000))
     );
+    let oddly =
+        |data: serde_json::Value| format!("id: 2\nevent: response.failed\ndata: {data}\n\n");
+    let outside = json!({"type": "response.failed", "response": null, "error": {"message": words}});
+    let elsewhere = json!({"response": {"id": "resp_1", "status": "failed", "why": words}});
+    let endless = json!({"response": {"why": words, "output": "a".repeat(1_200_000)}});
     let ends = [
         (named.clone(), named.len()),
         (named.clone(), 1),
         (named.clone(), 7),
         (named.replace('\n', "\r\n"), 5),
+        (named.replace('\n', "\r"), 50),
         (named.trim_end().to_owned(), 9),
         (format!("data: {}\n\n", data("")), 11),
         (format!("{named}data: [DONE]\n\n"), 4_096),
-        (long, 10_000),
+        (format!("{named}data: {{\"error\":\"{words}"), 4_096),
+        (long.clone(), 10_000),
+        (format!("id: 2\n{long}"), 10_000),
+        (oddly(outside), 20),
+        (oddly(elsewhere), 20),
+        (oddly(endless), 70_000),
+        (format!("event: response.failed\ndata: {words}\n\n"), 20),
     ];
     for (end, piece) in ends {
         let upstream = failing_response(end.clone(), piece);
@@ -252,7 +323,8 @@ fn a_response_that_fails_says_so_last_and_in_our_words() {
         let last = text.trim_end().lines().last().unwrap();
         let last: serde_json::Value = serde_json::from_str(&last["data: ".len()..]).unwrap();
         assert_eq!(last["type"], "response.failed", "{text}");
-        assert_eq!(last["response"]["id"], "resp_1");
+        let known = end.contains("resp_1");
+        assert_eq!(last["response"]["id"].is_string(), known, "{text}");
         assert_eq!(last["response"]["error"]["code"], "server_error");
         assert_eq!(text.matches("event: response.failed").count(), 1, "{text}");
         assert!(!text.contains("broken"), "{text}");

@@ -125,10 +125,25 @@ fn a_named_event_is_the_first_content_only_if_it_says_something() {
 }
 
 #[test]
-fn a_response_that_failed_is_a_failure_without_an_error_too() {
-    let data = br#"{"type":"response.failed","response":{"status":"failed","error":null}}"#;
-    let reading = named(data, None, true);
-    assert!(reading.ended && reading.finish.is_some_and(FinishReason::is_failure));
+fn a_response_that_failed_is_a_failure_whatever_it_says() {
+    for data in [
+        r#"{"type":"response.failed","response":{"status":"failed","error":null}}"#,
+        r#"{"type":"response.failed","response":null,"error":{"message":"m"}}"#,
+        r#"{"type":"response.failed","response":{"status":"completed","why":"m"}}"#,
+        "crashed",
+    ] {
+        let reading = named(data.as_bytes(), Some(Kind::Failed), true);
+        assert!(reading.ended && reading.error.is_some(), "{data}");
+        assert!(reading.finish.is_some_and(FinishReason::is_failure));
+    }
+    for data in [
+        r#"{"type":"response.completed","response":{"status":"completed","error":{"code":null}}}"#,
+        r#"{"type":"response.incomplete","response":{"status":"incomplete","error":{"code":"c"}}}"#,
+    ] {
+        let reading = named(data.as_bytes(), None, true);
+        assert!(reading.ended && reading.error.is_none(), "{data}");
+        assert!(!reading.finish.is_some_and(FinishReason::is_failure));
+    }
 }
 
 #[test]

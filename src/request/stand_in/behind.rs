@@ -55,6 +55,15 @@ impl Shared {
         }
     }
 
+    /// Is the attempt's body on its way still? Then this is part of the answer to it.
+    pub(super) fn answers_early(&self) -> bool {
+        if !self.over_http2.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut upload = self.upload.lock();
+        upload.as_mut().map(Upload::answers).is_some()
+    }
+
     /// The attempt's body is not on its way any more.
     pub(super) fn uploaded(&self) {
         if self.over_http2.load(Ordering::Acquire) {

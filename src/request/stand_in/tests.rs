@@ -497,3 +497,35 @@ async fn an_upstream_that_only_stopped_taking_is_given_up() {
     assert_eq!(*error.etype(), ErrorType::WriteTimedout);
     assert_eq!(*error.esource(), ErrorSource::Upstream);
 }
+
+#[tokio::test]
+async fn nobody_is_given_up_while_the_answer_comes() {
+    let (mut session, mut client) = request().await;
+    let (behind, mut ear, mut messages) = upload(&mut session, Duration::ZERO).await;
+    let message = messages.recv().await.unwrap();
+    ear.write_custom_message(message).await.unwrap();
+    let began = Instant::now();
+    let task = HttpTask::Header(head_without_length(), false);
+    session.write_response_tasks(vec![task]).await.unwrap();
+    while began.elapsed() < Duration::from_millis(1_500) {
+        let task = piece("ab", false);
+        session.write_response_tasks(vec![task]).await.unwrap();
+        if let Ok(message) = messages.try_recv() {
+            ear.write_custom_message(message).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let last = Instant::now();
+    while let Some(message) = messages.recv().await {
+        if ear.write_custom_message(message).await.is_err() {
+            break;
+        }
+    }
+    assert!(last.elapsed() > Duration::from_millis(800));
+    behind.step_aside(&mut session);
+    drop(session);
+    let mut got = String::new();
+    client.read_to_string(&mut got).await.unwrap();
+    let told = got.to_ascii_lowercase();
+    assert!(told.contains("\r\nconnection: close\r\n"), "{got}");
+}

@@ -23,6 +23,8 @@ use super::behind::Shared;
 
 /// For what the upstream has said before it stopped taking.
 const GRACE: Duration = Duration::from_secs(1);
+/// Timers may go off a little before their time.
+const ROUNDING: Duration = Duration::from_millis(20);
 
 /// A body that is on its way, and the line by which Pingora is reached meanwhile.
 pub(super) struct Upload {
@@ -30,7 +32,8 @@ pub(super) struct Upload {
     began: Instant,
     /// One write may take so long.
     patience: Duration,
-    warned: bool,
+    /// When a write was over that may have failed, or something of the answer went by since.
+    quiet_since: Option<Instant>,
 }
 
 impl Upload {
@@ -39,35 +42,38 @@ impl Upload {
             line,
             began: Instant::now(),
             patience,
-            warned: false,
+            quiet_since: None,
         }
     }
 
     /// The body is handed over now.
     pub(super) fn begin(&mut self) {
         self.began = Instant::now();
-        self.knock();
+        // Nobody is there to be reached if the line is full or closed.
+        let _ = self.line.try_send(Bytes::new());
     }
 
-    /// Nobody is there to be reached if the line is full or closed.
-    fn knock(&self) {
-        let _ = self.line.try_send(Bytes::new());
+    /// Part of the answer has gone by.
+    pub(super) fn answers(&mut self) {
+        if self.quiet_since.is_some() {
+            self.quiet_since = Some(Instant::now());
+        }
     }
 
     /// A write is over, and the body may not have got through.
     fn look(&mut self) -> Result<()> {
-        if self.began.elapsed() < self.patience {
+        if self.began.elapsed() + ROUNDING < self.patience {
             return Ok(());
         }
-        if self.warned {
+        let since = *self.quiet_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= GRACE {
             let why = "the upstream takes no more of the body";
             return Error::e_explain(ErrorType::WriteTimedout, why).map_err(Error::into_up);
         }
-        self.warned = true;
         // Does not keep the line open for a request that has ended.
         let line = self.line.downgrade();
         tokio::spawn(async move {
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep_until(since + GRACE).await;
             if let Some(line) = line.upgrade() {
                 let _ = line.send(Bytes::new()).await;
             }
