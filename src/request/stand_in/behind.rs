@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub(super) broken: AtomicBool,
     /// The gateway has seen the end of the answer, or does not look at it.
     pub(super) finished: AtomicBool,
-    /// The attempt's upstream speaks HTTP/2.
+    /// The attempt's upstream speaks HTTP/2, and may not have the body yet.
     pub(super) over_http2: AtomicBool,
     /// A body on its way over HTTP/2.
     pub(super) upload: Mutex<Option<Upload>>,
@@ -67,6 +67,7 @@ impl Shared {
     /// The attempt's body is not on its way any more.
     pub(super) fn uploaded(&self) {
         if self.over_http2.load(Ordering::Acquire) {
+            self.over_http2.store(false, Ordering::Release);
             self.upload.lock().take();
         }
     }
