@@ -1,15 +1,10 @@
 //! An upstream may answer before it has taken the whole request, and then ask that no more of it be
 //! sent (RFC 9113 §8.1). Its answer counts all the same, be it a refusal or a whole answer.
 
-use std::convert::Infallible;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
-use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -33,31 +28,16 @@ enum Does {
 
 /// An upstream over HTTP/2 that does not read the requests it gets.
 fn upstream(does: Does) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((socket, _)) = listener.accept().await {
-                let service = service_fn(move |request| async move {
-                    let Does::Answer(status, kind, text) = does else {
-                        let _unread: http::Request<hyper::body::Incoming> = request;
-                        return std::future::pending().await;
-                    };
-                    let head = Response::builder().status(status);
-                    let head = head.header("content-type", kind);
-                    let answer = head.header("retry-after", "60").body(Full::from(text));
-                    Ok::<Response<Full<Bytes>>, Infallible>(answer.unwrap())
-                });
-                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                builder.initial_stream_window_size(65_535);
-                tokio::spawn(builder.serve_connection(TokioIo::new(socket), service));
-            }
-        });
-    });
-    url
+    h2::serve(move |request| async move {
+        let Does::Answer(status, kind, text) = does else {
+            let _unread = request;
+            return std::future::pending().await;
+        };
+        let head = Response::builder().status(status);
+        let head = head.header("content-type", kind);
+        let body = h2::sized(Bytes::from_static(text.as_bytes()));
+        head.header("retry-after", "60").body(body).unwrap()
+    })
 }
 
 /// A gateway before the upstream, and an emulator behind it for whoever is turned away.

@@ -59,6 +59,7 @@ mod soak;
 mod sources;
 mod store_faults;
 mod storm;
+mod stream_ends;
 mod streaming;
 mod support;
 mod switches;

@@ -1,16 +1,11 @@
 //! Over HTTP/2 an answer may end with trailers, or with its head, in place of its last data. It is
 //! the same end: what was kept back goes out, and what is not whole is not taken for whole.
 
-use std::convert::Infallible;
-use std::net::TcpListener;
-
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Response};
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 
 use crate::support::*;
@@ -26,30 +21,18 @@ const DONE: &str = "data: [DONE]\n\n";
 /// An upstream over HTTP/2 that answers with these pieces, and ends with trailers; with its head if
 /// there are no pieces.
 fn upstream(kind: &'static str, pieces: &'static [&'static str]) -> Gateway {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((socket, _)) = listener.accept().await {
-                let service = service_fn(move |_| async move {
-                    let frames = pieces.iter().map(|text| Frame::data(Bytes::from(*text)));
-                    let mut trailers = HeaderMap::new();
-                    trailers.insert("x-took", "1".parse().unwrap());
-                    let frames = frames.chain([Frame::trailers(trailers)]);
-                    let frames: Vec<_> = frames.map(Ok::<_, Infallible>).collect();
-                    let body = match pieces {
-                        [] => Full::default().boxed(),
-                        _ => BodyExt::boxed(StreamBody::new(stream::iter(frames))),
-                    };
-                    Response::builder().header("content-type", kind).body(body)
-                });
-                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(builder.serve_connection(TokioIo::new(socket), service));
-            }
-        });
+    let url = h2::serve(move |_| async move {
+        let frames = pieces.iter().map(|text| Frame::data(Bytes::from(*text)));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-took", "1".parse().unwrap());
+        let frames = frames.chain([Frame::trailers(trailers)]);
+        let frames: Vec<_> = frames.map(Ok).collect();
+        let body = match pieces {
+            [] => h2::sized(Bytes::new()),
+            _ => BodyExt::boxed(StreamBody::new(stream::iter(frames))),
+        };
+        let head = Response::builder().header("content-type", kind);
+        head.body(body).unwrap()
     });
     let accounts = [("main".to_owned(), "sk-x".to_owned())];
     let config = Config::for_urls(&[url], &accounts)

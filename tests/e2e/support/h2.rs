@@ -12,10 +12,11 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pingora::protocols::tls::SslStream;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::Piece;
 
@@ -62,6 +63,34 @@ pub async fn connect_as(client: super::tls::Client, to: SocketAddr) -> Sender {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
     sender
+}
+
+/// An upstream by prior knowledge; where it is. Its window for a request's body is the standard's.
+pub fn serve<F, A>(answer: F) -> String
+where
+    F: Fn(http::Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            while let Ok((socket, _)) = listener.accept().await {
+                let answer = answer.clone();
+                let service = service_fn(move |request| {
+                    let answer = answer(request);
+                    async { Ok::<_, Infallible>(answer.await) }
+                });
+                let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                builder.initial_stream_window_size(65_535);
+                tokio::spawn(builder.serve_connection(TokioIo::new(socket), service));
+            }
+        });
+    });
+    url
 }
 
 /// A body whose length is announced.
