@@ -331,10 +331,12 @@ impl Context {
         }
     }
 
-    /// Gives the body and its share of the memory budget back.
+    /// Gives the body and its share of the memory budget back, if all of it is on its way.
     pub fn let_go_of_body(&mut self) {
+        let put = self.attempts.current.as_ref().map_or(0, |it| it.put);
         if let Stage::Routed(routed) = &mut self.stage
-            && matches!(routed.body, Outbound::Whole { .. })
+            && let Outbound::Whole { bytes, .. } = &routed.body
+            && put >= bytes.len()
         {
             routed.body = Outbound::None;
         }

@@ -286,9 +286,7 @@ impl Context {
     /// From here on an answer's end counts only if it was looked at.
     fn expect_end(&self) {
         if let Some(behind) = &self.behind {
-            // An error is one, whatever stands in its body.
-            let any = matches!(self.answer.watch, Watch::Nothing | Watch::Error { .. });
-            behind.finished(any);
+            behind.finished(matches!(self.answer.watch, Watch::Nothing));
         }
     }
 

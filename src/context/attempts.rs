@@ -137,6 +137,9 @@ pub struct Attempt {
     pub began: Instant,
     pub clocks: Clocks,
     pub progress: Progress,
+    /// How much of the body is put at one time, and how much of it was, in bytes.
+    pub piece: usize,
+    pub put: usize,
     /// The request head went out: from here on a failure may have cost money.
     pub sent: bool,
     /// An answer's head came in: the connection was alive.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, Version};
 use pingora::http::RequestHeader;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
@@ -31,6 +31,11 @@ use crate::upstream::signing;
 /// What a client is asked to wait when every account is at its ceiling, at least and at most.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// What of a body is written over HTTP/2 at one time, in bytes. Meanwhile Pingora looks at nothing
+/// else.
+const PIECE: usize = 64 << 10;
+/// By how much silence is given up later where nobody looks at the clock.
+const BEHIND_THE_CLOCK: Duration = Duration::from_millis(500);
 
 impl Gateway {
     /// Holds an account and an endpoint and names the address to connect to; waits for them if it
@@ -153,6 +158,9 @@ impl Gateway {
         options.connection_timeout = capped(options.connection_timeout);
         options.total_connection_timeout = capped(options.total_connection_timeout);
         options.write_timeout = capped(options.write_timeout);
+        // Behind the clock, since Pingora gives up a whole connection for it.
+        let silence = left.saturating_add(BEHIND_THE_CLOCK);
+        options.read_timeout = options.read_timeout.map(|time| time.min(silence));
         if chosen.is_probe() {
             clocks = clocks.with_probe(lane.probe_time(chosen.account, now));
         }
@@ -170,6 +178,8 @@ impl Gateway {
                 begun_at: None,
                 last_content_at: None,
             },
+            piece: 0,
+            put: 0,
             sent: false,
             answered: false,
         });
@@ -256,8 +266,11 @@ impl Gateway {
         };
         *head = forward::request_head(head.version, &session.req_header().headers, &outgoing)?;
         attempt.sent = true;
-        if let Some(behind) = &ctx.behind {
-            behind.begin_attempt(head.version);
+        if let (Some(behind), Outbound::Whole { bytes, .. }) = (&ctx.behind, &routed.body) {
+            let whole = head.version != Version::HTTP_2;
+            attempt.piece = if whole { bytes.len() } else { PIECE };
+            let pieces = bytes.len().div_ceil(attempt.piece.max(1)).max(1);
+            behind.begin_attempt(head.version, pieces);
         }
         ctx.moved(Step::Sent, Instant::now());
         doubt(ctx);
@@ -266,8 +279,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Puts the whole body in the place of the marker that Pingora reads, or counts what passes
-    /// through.
+    /// Puts the body in the place of the markers that Pingora reads, or counts what passes through.
     pub(super) fn put_body(
         &self,
         body: &mut Option<Bytes>,
@@ -284,7 +296,17 @@ impl Gateway {
                 return Error::e_explain(ErrorType::InternalError, why);
             }
             Outbound::None => {}
-            Outbound::Whole { bytes, .. } => *body = Some(bytes.clone()),
+            // The answer was over before.
+            Outbound::Whole { .. } if body.is_none() => {}
+            Outbound::Whole { bytes, .. } => {
+                let Some(attempt) = &mut ctx.attempts.current else {
+                    return Error::e_explain(ErrorType::InternalError, "a body without an attempt");
+                };
+                let from = attempt.put.min(bytes.len());
+                let piece = if end { bytes.len() } else { attempt.piece };
+                attempt.put = from.saturating_add(piece).min(bytes.len());
+                *body = Some(bytes.slice(from..attempt.put));
+            }
             Outbound::Through { left, check, .. } => {
                 let piece = body.as_ref().map_or(0, Bytes::len) as u64;
                 let late = |attempt: &Attempt| {

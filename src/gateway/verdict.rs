@@ -10,10 +10,10 @@ use pingora_proxy::Session;
 use super::Gateway;
 use super::answer::head_is_out;
 use super::attempt::out_of_time;
-use super::upstream_error::upstream_error;
+use super::upstream_error::{keys, upstream_error};
 use super::upstream_head::{answers_in_json, is_empty, is_stream, nonsense, retry_after};
 use crate::config::settings::FailureClass;
-use crate::context::{Attempt, Context, Step};
+use crate::context::{Attempt, Context, Step, Watch};
 use crate::request::forward;
 use crate::request::refusal::{Code, Refusal};
 use crate::request::stand_in::Behind;
@@ -139,7 +139,7 @@ impl Gateway {
             // What was well before is not bad now: this upstream does not go on with answers.
             None if ctx.is_resumed() && !head.status.is_success() => FailureClass::Garbage,
             // An engine's bare 404: there is no body to wait for.
-            None if nothing => return Err(self.bare_no(ctx, status)),
+            None if nothing => return Err(self.bare_no(ctx, status, b"")),
             // Good, or the request's own fault: the upstream's words help, see gateway/answer.rs.
             None => return Ok(()),
         };
@@ -148,16 +148,16 @@ impl Gateway {
         Err(self.attempt_failed(ctx, failure(class), refusal, error))
     }
 
-    /// The upstream says that the request is bad, and nothing more.
-    fn bare_no(&self, ctx: &mut Context, status: u16) -> Box<Error> {
+    /// The upstream says that the request is bad, and of its reasons no more than there is.
+    fn bare_no(&self, ctx: &mut Context, status: u16, said: &[u8]) -> Box<Error> {
+        let no = upstream_error(status, said, keys(ctx.attempts.current.as_ref()));
         if let Some(attempt) = &mut ctx.attempts.current {
             attempt.chosen.report(Outcome::Complete, Instant::now());
         }
         self.end_attempt(ctx, "client_error");
         ctx.attempts.again = false;
-        let no = upstream_error(status, b"", std::iter::empty());
         ctx.refusal = Some(no);
-        Error::explain(ErrorType::HTTPStatus(status), "an empty answer").into_up()
+        Error::explain(ErrorType::HTTPStatus(status), "a refusal without a body").into_up()
     }
 
     /// An error of either side after the connection was made.
@@ -197,6 +197,13 @@ impl Gateway {
             self.end_attempt(ctx, "refused");
             error.set_retry(false);
             return error;
+        }
+        if let Watch::Error { status, gathered } = &mut ctx.answer.watch
+            && !ctx.answer.begun
+        {
+            // Its head has said all that counts; over HTTP/2 it may have been the whole of it.
+            let (status, said) = (*status, std::mem::take(gathered));
+            return self.bare_no(ctx, status, &said);
         }
         if ctx.answer.begun && ctx.has_ended() {
             // The stream was whole; only its framing was not.

@@ -92,8 +92,12 @@ pub(super) fn error(data: &[u8]) -> Reading<'_> {
 /// Reads an OpenAI chunk, of chat or of text completions. Data that is no JSON
 /// object is passed on to a client that may make something of it: content.
 pub(super) fn chunk(data: &[u8]) -> Reading<'_> {
-    let names = ["choices", "usage", "error", "object", "code", "message"];
-    let Some([choices, usage, error, object, code, message]) = json::pick(data, names) else {
+    let names = [
+        "choices", "usage", "error", "object", "code", "message", "type", "detail",
+    ];
+    let Some([choices, usage, error, object, code, message, kind, detail]) =
+        json::pick(data, names)
+    else {
         return Reading::of_content();
     };
     let mut reading = Reading {
@@ -106,7 +110,10 @@ pub(super) fn chunk(data: &[u8]) -> Reading<'_> {
     // vLLM's older form, and SiliconFlow's.
     let coded = code.is_some_and(|code| says_something(code) && !matches!(code, b"0" | b"\"0\""));
     let bare = coded && message.is_some_and(says_something) && reading.usage.is_none();
-    let bare = bare || object == Some(b"\"error\"");
+    let bare = bare || [object, kind].contains(&Some(b"\"error\""));
+    // FastAPI's, in which many an engine is served.
+    let alone = usage.is_none() && object.is_none() && kind.is_none();
+    let bare = bare || (alone && detail.is_some_and(says_something));
     if reading.error.is_none() && choices.is_none() && bare {
         reading.error = Some(StreamError::read(data));
     }
@@ -219,17 +226,23 @@ pub(super) fn named(data: &[u8], name: Option<Kind>, going: bool) -> Reading<'_>
 }
 
 fn unnamed(data: &[u8]) -> Reading<'_> {
-    match json::pick(data, ["type", "error"]) {
-        Some([Some(kind), _]) => {
-            let kind = json::text(kind).map_or(Kind::Quiet, |name| Kind::named(name.as_bytes()));
-            exact(data, kind)
+    match json::pick(data, ["type"]) {
+        Some([Some(kind)]) => {
+            match json::text(kind).map_or(Kind::Quiet, |name| Kind::named(name.as_bytes())) {
+                Kind::Quiet => stray(data),
+                kind => exact(data, kind),
+            }
         }
-        Some([None, Some(error)]) if says_something(error) => Reading {
-            error: Some(StreamError::read(error)),
-            ..Reading::default()
-        },
-        Some(_) => Reading::default(),
+        Some([None]) => stray(data),
         None => Reading::of_content(),
+    }
+}
+
+/// No event of these formats, but an error it may be.
+fn stray(data: &[u8]) -> Reading<'_> {
+    Reading {
+        error: chunk(data).error,
+        ..Reading::default()
     }
 }
 

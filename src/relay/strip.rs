@@ -10,10 +10,9 @@
 use bytes::Bytes;
 use memchr::memmem;
 
-/// Longest event that waits for its end; a longer one goes out as it comes.
-const MAX_HELD: usize = 64 << 10;
-/// The same for errors, in which a whole response may lie.
-const MAX_HELD_ERROR: usize = 1 << 20;
+/// Longest event that waits for its end; a longer one is not read either, and goes out
+/// as it comes.
+const MAX_HELD: usize = 1 << 20;
 /// Longest event that can be dropped. Usage chunks have well under 2 KiB.
 const MAX_DROPPED: usize = 16 << 10;
 
@@ -122,13 +121,13 @@ impl Strip {
         }
         if self.concealed {
             // Of one that is too long nobody needs more.
-            let room = MAX_HELD_ERROR.saturating_sub(self.held.len());
+            let room = MAX_HELD.saturating_sub(self.held.len());
             let most = tail.get(..room).unwrap_or(tail);
             self.held.extend_from_slice(most);
             return self.put(fragment, self.event);
         }
         if self.held.is_empty() {
-            if waits(tail) {
+            if tail.len() <= MAX_HELD {
                 self.held.extend_from_slice(tail);
                 return self.put(fragment, self.event);
             }
@@ -136,7 +135,7 @@ impl Strip {
             return self.put(fragment, fragment.len());
         }
         self.held.extend_from_slice(tail);
-        if !waits(&self.held) {
+        if self.held.len() > MAX_HELD {
             self.released = true;
             self.out.append(&mut self.held);
         }
@@ -158,26 +157,6 @@ impl Strip {
         let held = std::mem::take(&mut self.held);
         (!dropped && !held.is_empty()).then(|| Bytes::from(held))
     }
-}
-
-/// Whether an event that has begun so waits until all of it is there.
-fn waits(event: &[u8]) -> bool {
-    event.len() <= MAX_HELD || (event.len() <= MAX_HELD_ERROR && begins_as_error(event))
-}
-
-/// Whether an event without a name is an error as far as it is there, by its first bytes.
-fn begins_as_error(event: &[u8]) -> bool {
-    const BEGINNINGS: [&[u8]; 4] = [
-        b"data:{\"error\"",
-        b"data:{\"object\":\"error\"",
-        b"data:{\"type\":\"error\"",
-        b"data:{\"type\":\"response.failed\"",
-    ];
-    let fits = |beginning: &&[u8]| {
-        let black = event.iter().filter(|byte| !matches!(byte, b' ' | b'\t'));
-        black.zip(*beginning).all(|(a, b)| a == b)
-    };
-    BEGINNINGS.iter().any(fits)
 }
 
 /// Whether an event begins with data in which nothing looks like a choice: only then is it sure to

@@ -4,13 +4,13 @@
 //! still have a status of its own. And an upstream that says nothing is given up at a deadline.
 //! Everything else goes to and comes from the client unchanged.
 //!
-//! Pingora asks the session for the body, and is given a marker, in the place of which
+//! Pingora asks the session for the body, and is given markers, in the place of which
 //! `request_body_filter` puts the body itself; why it is not replayed stands in [`upload`]. And
-//! Pingora ends a request with the first error of its client. Here, while an upstream is at work, the error is kept back: what comes
-//! afterwards is thrown away, until the answer's end or the drain's. Pingora takes the pieces at
-//! the pace of the upstream, so nothing gathers. Pingora listens for the client all through an
-//! attempt but for the time in which it sends the body over HTTP/2, and that is where the deadline is
-//! looked at.
+//! Pingora ends a request with the first error of its client. Here, while an upstream is at work, the
+//! error is kept back: what comes afterwards is thrown away, until the answer's end or the drain's.
+//! Pingora takes the pieces at the pace of the upstream, so nothing gathers. Pingora listens for the
+//! client all through an attempt, but for the time in which it writes a piece of the body over HTTP/2,
+//! and that is where the deadline is looked at.
 //!
 //! The seat is Pingora's for protocols of one's own. It costs an allocation for each read and
 //! write; the client's own session is put back before Pingora decides whether to keep the
@@ -72,7 +72,8 @@ pub fn put(session: &mut Session, terms: Terms) -> Behind {
         drain: terms.drain,
         hold_until: now.checked_add(terms.hold).unwrap_or(now),
         held: None,
-        owes_body: false,
+        owed: 0,
+        over: false,
         departure: None,
         unsent: None,
         alarm: None,
@@ -95,8 +96,10 @@ struct StandIn {
     hold_until: Instant,
     /// A head that waits for content.
     held: Option<Box<ResponseHeader>>,
-    /// The attempt has not got the body yet.
-    owes_body: bool,
+    /// Pieces of the body that the attempt has not got yet.
+    owed: usize,
+    /// The answer is over: there is nobody to send the rest of the body to.
+    over: bool,
     departure: Option<Departure>,
     alarm: Alarm,
     /// The answer's head, if the client did not see it.
@@ -143,9 +146,9 @@ impl StandIn {
         end
     }
 
-    /// The body, or what stands for it; once for each attempt.
+    /// What stands for the next piece of the body.
     fn give(&mut self) -> Bytes {
-        self.owes_body = false;
+        self.owed = self.owed.saturating_sub(1);
         if let Some(upload) = self.shared.upload.lock().as_mut() {
             upload.begin();
         }
@@ -204,7 +207,7 @@ impl Seat for StandIn {
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        Ok(self.owes_body.then(|| self.give()))
+        Ok((self.owed > 0).then(|| self.give()))
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
@@ -212,7 +215,7 @@ impl Seat for StandIn {
     }
 
     fn is_body_done(&mut self) -> bool {
-        !self.owes_body
+        self.owed == 0
     }
 
     fn is_body_empty(&mut self) -> bool {
@@ -221,7 +224,8 @@ impl Seat for StandIn {
 
     /// Asked at the beginning of each attempt.
     fn enable_retry_buffering(&mut self) {
-        self.owes_body = true;
+        self.owed = self.shared.pieces.load(Ordering::Acquire);
+        self.over = false;
     }
 
     fn retry_buffer_truncated(&self) -> bool {
@@ -235,16 +239,21 @@ impl Seat for StandIn {
     /// Gives the body, and from then on only ever ends with an error: the client left, or sent what
     /// it should not, and the drain is over. Pingora asks anew whenever something else has happened.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        if self.owes_body && !no_body_expected {
-            return Ok(Some(self.give()));
+        if self.over && self.owed > 0 && !no_body_expected {
+            self.owed = 0;
+            return Ok(None);
         }
-        // Asked again: it got through.
-        self.shared.uploaded();
+        let gives = self.owed > 0 && !no_body_expected;
+        if !gives {
+            // Asked again: it got through.
+            self.shared.uploaded();
+        }
         if self.departure.is_none() {
             let read = tokio::select! {
                 biased;
                 read = self.client.read_body_or_idle(true) => read,
                 () = self.shared.clock.is_over(&mut self.alarm) => return Self::give_up_waiting(),
+                () = std::future::ready(()), if gives => return Ok(Some(self.give())),
             };
             match read {
                 Err(cause) => self.leave(cause).await?,
@@ -262,6 +271,7 @@ impl Seat for StandIn {
                 biased;
                 () = over => {}
                 () = self.shared.clock.is_over(&mut self.alarm) => return Self::give_up_waiting(),
+                () = std::future::ready(()), if gives => return Ok(Some(self.give())),
             }
             if let Some(cause) = departure.cause.take() {
                 return Err(cause);
@@ -308,8 +318,7 @@ impl Seat for StandIn {
         }
         if over || end {
             self.shared.uploaded();
-        } else {
-            self.shared.answers_early();
+            self.over = true;
         }
         match failure {
             Some(HttpTask::Failed(error)) => Err(error),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
+use http_body_util::{BodyExt, Empty};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -24,18 +25,36 @@ enum Does {
     Answer(u16, &'static str, &'static str),
     /// Takes what fits into its window, and says nothing.
     Stall,
+    /// Takes 16 KiB at most in each such time, and says nothing.
+    Sip(Duration),
+    /// Takes all of it, and answers with a head that is all there is.
+    Head(u16),
 }
 
 /// An upstream over HTTP/2 that does not read the requests it gets.
 fn upstream(does: Does) -> String {
-    h2::serve(move |request| async move {
-        let Does::Answer(status, kind, text) = does else {
-            let _unread = request;
-            return std::future::pending().await;
+    h2::serve(move |mut request| async move {
+        let (status, kind, text) = match does {
+            Does::Answer(status, kind, text) => (status, kind, text),
+            Does::Stall => std::future::pending().await,
+            Does::Sip(every) => {
+                while request.body_mut().frame().await.is_some() {
+                    tokio::time::sleep(every).await;
+                }
+                std::future::pending().await
+            }
+            Does::Head(status) => {
+                while request.body_mut().frame().await.is_some() {}
+                (status, "application/json", "")
+            }
         };
         let head = Response::builder().status(status);
         let head = head.header("content-type", kind);
-        let body = h2::sized(Bytes::from_static(text.as_bytes()));
+        // Without a length, so that an empty one ends with the head.
+        let body = match text {
+            "" => BodyExt::boxed(Empty::new()),
+            text => h2::sized(Bytes::from_static(text.as_bytes())),
+        };
         head.header("retry-after", "60").body(body).unwrap()
     })
 }
@@ -160,4 +179,43 @@ fn who_takes_no_more_of_a_request_is_given_up_after_one_write() {
         let line = logged(&gateway, &answer);
         assert_eq!(line["upstream"], "second", "{line}");
     }
+}
+
+#[test]
+fn a_request_that_is_taken_slowly_ends_in_time_and_with_its_client() {
+    let rescue = Emulator::start(Emulator::with_accounts(1));
+    let gateway = gateway(Does::Sip(Duration::from_millis(200)), &rescue);
+    for body in [large(chat("")), large(chat_stream(""))] {
+        let began = Instant::now();
+        let mut wire = gateway.connect();
+        let request = Request::post(PATH, &body).key("acme");
+        let hurried = request.clone().header("x-tidegate-timeout", "1500ms");
+        wire.send(&hurried.to_bytes());
+        assert_eq!(wire.answer().status, 504);
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        let mut wire = gateway.connect();
+        wire.send(&request.to_bytes());
+        let arrived = || (gateway.metric("tidegate_requests_in_flight", &[]) == 1.0).then_some(());
+        eventually("a request", SOON, arrived);
+        drop(wire);
+        gateway.wait_until_idle(Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_refusal_that_is_all_head_has_our_words() {
+    let rescue = Emulator::start(Emulator::with_accounts(1));
+    for (status, code) in [(400, "invalid_request"), (404, "not_found")] {
+        let gateway = gateway(Does::Head(status), &rescue);
+        for body in [chat("hi"), chat_stream("hi")] {
+            let answer = gateway.post(PATH, &body);
+            assert_eq!((answer.status, answer.code().as_str()), (status, code));
+            assert_eq!(logged(&gateway, &answer)["attempts"], 1);
+        }
+    }
+    assert!(rescue.calls().is_empty());
 }

@@ -153,9 +153,18 @@ fn every_known_form_of_an_error_is_read() {
         r#"{"object":"error","message":"m","type":"t","code":"c"}"#,
         r#"{"code":"c","message":"m","type":"t","data":null}"#,
     ] {
-        let error = chunk(data.as_bytes()).error.unwrap();
-        assert_eq!(error.message.as_deref(), Some("m"));
-        assert_eq!(error.code.as_deref(), Some("c"));
+        // Events without a type are no others in the formats whose events have names.
+        for error in [
+            chunk(data.as_bytes()).error,
+            named(data.as_bytes(), None, true).error,
+        ] {
+            let error = error.unwrap();
+            assert_eq!(error.message.as_deref(), Some("m"));
+            assert_eq!(error.code.as_deref(), Some("c"));
+        }
+    }
+    for data in [r#"{"type":"error","message":"m"}"#, r#"{"detail":"m"}"#] {
+        assert!(chunk(data.as_bytes()).error.is_some(), "{data}");
     }
     for data in [
         r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,

@@ -149,8 +149,8 @@ fn half_an_event_waits_for_its_other_half() {
         assert_eq!(feed(": x\n\nda"), "event: x\n\n");
         assert_eq!(feed("ta: 1\n\nda"), "data: 1\n\n");
         // But not one that is too long.
-        assert_eq!(feed(&"x".repeat(60_000)), "");
-        assert_eq!(feed(&"x".repeat(6_000)).len(), 66_002);
+        assert_eq!(feed(&"x".repeat(1_000_000)), "");
+        assert_eq!(feed(&"x".repeat(60_000)).len(), 1_060_002);
         assert_eq!(feed("y"), "y");
         assert_eq!(feed("\n\ndata: 2\n\nda"), "\n\ndata: 2\n\n");
     }
@@ -171,8 +171,9 @@ fn an_endless_line_passes_unkept_and_counts_as_content() {
     scanner.feed(Bytes::from(
         "data: {\"choices\":[{\"delta\":{\"content\":\"",
     ));
-    let block = Bytes::from(vec![b'x'; 300_000]);
-    assert_eq!(scanner.feed(block.clone()).len(), block.len() + 39);
+    let block = Bytes::from(vec![b'x'; 600_000]);
+    assert_eq!(scanner.feed(block.clone()), "");
+    assert_eq!(scanner.feed(block.clone()).len(), 2 * block.len() + 39);
     for _ in 0..10 {
         assert_eq!(scanner.feed(block.clone()), block);
         assert!(scanner.line.bytes.len() <= MAX_LINE);
@@ -405,8 +406,9 @@ fn what_comes_before_an_error_can_be_told_from_it_however_it_is_cut() {
 #[test]
 fn how_much_of_a_piece_is_an_unfinished_event_can_be_told() {
     let said = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"}}]}\n\n";
-    let secret = "x".repeat(70_000);
-    let error = format!("id: 1\ndata: {{\"error\":{{\"message\":\"{secret}\"}}}}\n");
+    let secret = "x".repeat(MAX_LINE - 60);
+    let id = "1".repeat(100);
+    let error = format!("id: {id}\ndata: {{\"error\":{{\"message\":\"{secret}\"}}}}\n");
     for strip in [false, true] {
         let mut scanner = Scanner::new(Shape::Chat, strip);
         let out = scanner.feed(Bytes::from([said, &error].concat()));
@@ -454,7 +456,7 @@ fn an_event_that_begins_as_an_error_waits_until_it_is_whole() {
         let half = Bytes::copy_from_slice(&error.as_bytes()[..error.len() / 2]);
         assert_eq!(scanner.feed(half.clone()), "");
         assert_eq!(scanner.finish(), Some(half));
-        // However long it is: a failed response has all that was answered in it.
+        // A failed response has all that was answered in it.
         let long = error.replace("secret", &"x".repeat(500_000));
         let mut scanner = Scanner::new(shape, false);
         for piece in long.as_bytes().chunks(100_000) {
@@ -493,6 +495,8 @@ fn what_an_upstream_tells_beside_its_chunks_is_no_error() {
         "data: {\"id\":\"1\",\"code\":null,\"message\":null}\n\n",
         "data: {\"code\":\"x\",\"message\":\"m\",\"usage\":{\"prompt_tokens\":1}}\n\n",
         "data: {\"prompt_filter_results\":[]}\n\n",
+        "data: {\"object\":\"x\",\"detail\":\"d\"}\n\n",
+        "data: {\"detail\":null}\n\n",
     ] {
         let stream = [said, aside, said, "data: [DONE]\n\n"].concat();
         let (out, seen, _) = run(Shape::Chat, false, &[stream.as_bytes()]);

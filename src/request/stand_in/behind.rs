@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) broken: AtomicBool,
     /// The gateway has seen the end of the answer, or does not look at it.
     pub(super) finished: AtomicBool,
+    /// In how many pieces an attempt gets the body.
+    pub(super) pieces: AtomicUsize,
     /// The attempt's upstream speaks HTTP/2, and may not have the body yet.
     pub(super) over_http2: AtomicBool,
     /// A body on its way over HTTP/2.
@@ -49,6 +51,7 @@ impl Shared {
             taken: AtomicUsize::new(0),
             broken: AtomicBool::new(false),
             finished: AtomicBool::new(true),
+            pieces: AtomicUsize::new(1),
             over_http2: AtomicBool::new(false),
             upload: Mutex::default(),
             back: Mutex::default(),
@@ -79,9 +82,11 @@ impl Behind {
         self.0.at_work.store(is, Ordering::Release);
     }
 
-    /// An attempt begins, at an upstream that speaks this version.
-    pub fn begin_attempt(&self, version: Version) {
+    /// An attempt begins, at an upstream that speaks this version and is sent the body in so many
+    /// pieces.
+    pub fn begin_attempt(&self, version: Version, pieces: usize) {
         self.0.upload.lock().take();
+        self.0.pieces.store(pieces, Ordering::Release);
         let over_http2 = version == Version::HTTP_2;
         self.0.over_http2.store(over_http2, Ordering::Release);
     }

@@ -142,8 +142,7 @@ impl Clock {
         }
         loop {
             alarm.as_mut().await;
-            if self.gives_up(Instant::now()) {
-                self.late.store(true, Ordering::Release);
+            if self.is_over_now() {
                 return;
             }
             match self.wakes() {
@@ -151,6 +150,16 @@ impl Clock {
                 Some(later) => alarm.as_mut().reset(later),
             }
         }
+    }
+
+    /// Is the deadline over, or does a doubt say that it is no use? For whoever looks in the place of
+    /// [`Self::is_over`].
+    pub(super) fn is_over_now(&self) -> bool {
+        let over = self.gives_up(Instant::now());
+        if over {
+            self.late.store(true, Ordering::Release);
+        }
+        over
     }
 
     /// When somebody must look next.

@@ -3,6 +3,7 @@ use pingora::ErrorSource;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::{Receiver, channel};
 
+use super::upload::GRACE;
 use super::*;
 
 const DRAIN: Duration = Duration::from_millis(80);
@@ -440,7 +441,7 @@ async fn each_attempt_is_given_the_body_once() {
 /// What Pingora holds of a session while a body is on its way over HTTP/2.
 async fn upload(session: &mut Session, patience: Duration) -> (Behind, Ear, Receiver<Bytes>) {
     let behind = put(session, terms(None));
-    behind.begin_attempt(Version::HTTP_2);
+    behind.begin_attempt(Version::HTTP_2, 1);
     let (line, messages) = channel(2);
     behind.watch_upload(line, patience);
     session.enable_retry_buffering();
@@ -450,11 +451,45 @@ async fn upload(session: &mut Session, patience: Duration) -> (Behind, Ear, Rece
 }
 
 #[tokio::test]
+async fn between_the_pieces_of_a_body_the_clock_is_looked_at() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    behind.begin_attempt(Version::HTTP_2, 100);
+    session.enable_retry_buffering();
+    wait_until(&behind, Instant::now() + Duration::from_millis(20));
+    let mut pieces = 0;
+    let error = loop {
+        match session.read_body_or_idle(false).await {
+            Ok(piece) => assert_eq!(piece.as_deref(), Some(MARKER)),
+            Err(error) => break error,
+        }
+        pieces += 1;
+        assert!(!session.is_body_done());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    assert!(*error.etype() == ErrorType::ReadTimedout && behind.was_late());
+    assert!((1..50).contains(&pieces), "{pieces}");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_is_nobodys_once_the_answer_is_over() {
+    let (mut session, _client) = request().await;
+    let behind = put(&mut session, terms(None));
+    behind.begin_attempt(Version::HTTP_2, 3);
+    session.enable_retry_buffering();
+    assert!(given(&mut session).await.is_some());
+    let tasks = vec![head(), piece("abcd", true)];
+    assert!(session.write_response_tasks(tasks).await.unwrap());
+    assert!(session.read_body_or_idle(false).await.unwrap().is_none());
+    assert!(session.is_body_done());
+}
+
+#[tokio::test]
 async fn only_over_http2_does_pingora_get_an_ear() {
     let (mut session, _client) = request().await;
     let behind = put(&mut session, terms(None));
     for (version, ear) in [(Version::HTTP_2, true), (Version::HTTP_11, false)] {
-        behind.begin_attempt(version);
+        behind.begin_attempt(version, 1);
         let seat = session.downstream_session.as_custom_mut().unwrap();
         assert_eq!(seat.take_custom_message_writer().is_some(), ear);
     }
@@ -499,29 +534,22 @@ async fn an_upstream_that_only_stopped_taking_is_given_up() {
 }
 
 #[tokio::test]
-async fn nobody_is_given_up_while_the_answer_comes() {
+async fn who_answers_without_taking_the_body_is_given_up_by_the_clock_alone() {
     let (mut session, mut client) = request().await;
     let (behind, mut ear, mut messages) = upload(&mut session, Duration::ZERO).await;
-    let message = messages.recv().await.unwrap();
-    ear.write_custom_message(message).await.unwrap();
-    let began = Instant::now();
+    let deadline = Instant::now() + GRACE * 5 / 2;
+    wait_until(&behind, deadline);
     let task = HttpTask::Header(head_without_length(), false);
-    session.write_response_tasks(vec![task]).await.unwrap();
-    while began.elapsed() < Duration::from_millis(1_500) {
-        let task = piece("ab", false);
-        session.write_response_tasks(vec![task]).await.unwrap();
-        if let Ok(message) = messages.try_recv() {
-            ear.write_custom_message(message).await.unwrap();
+    let tasks = vec![task, piece("ab", false)];
+    session.write_response_tasks(tasks).await.unwrap();
+    let told = loop {
+        let message = messages.recv().await.unwrap();
+        if let Err(told) = ear.write_custom_message(message).await {
+            break told;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let last = Instant::now();
-    while let Some(message) = messages.recv().await {
-        if ear.write_custom_message(message).await.is_err() {
-            break;
-        }
-    }
-    assert!(last.elapsed() > Duration::from_millis(800));
+    };
+    assert_eq!(*told.etype(), ErrorType::ReadTimedout);
+    assert!(Instant::now() > deadline && behind.was_late());
     behind.step_aside(&mut session);
     drop(session);
     let mut got = String::new();

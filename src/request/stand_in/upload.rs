@@ -3,9 +3,10 @@
 //! Over HTTP/2 an upstream may answer before it has the whole request, and close its ear with a
 //! reset (RFC 9113 §8.1). A body that Pingora replays must get through or the attempt fails, answer
 //! or not; of a body that it reads, it leaves the rest and goes on with the answer. So the body is
-//! read, each time anew. But once a piece could not be sent, Pingora listens for the client no more,
+//! read, each time anew, and in pieces: while Pingora writes one, it looks at nothing else. But once a piece could not be sent, Pingora listens for the client no more,
 //! and nobody looks at the clock. A reset stream soon comes to its end by itself. One that is open,
-//! since the upstream only stopped taking, is ended here, as a write that took too long.
+//! since the upstream only stopped taking, is ended here: as a write that took too long if there is
+//! no answer, and else by the clock.
 //!
 //! What tells that a write is over is a message that was sent before it: Pingora reads it afterwards.
 
@@ -20,9 +21,10 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 
 use super::behind::Shared;
+use super::clock::Clock;
 
 /// For what the upstream has said before it stopped taking.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// Timers may go off a little before their time.
 const ROUNDING: Duration = Duration::from_millis(20);
 
@@ -32,8 +34,9 @@ pub(super) struct Upload {
     began: Instant,
     /// One write may take so long.
     patience: Duration,
-    /// When a write was over that may have failed, or something of the answer went by since.
-    quiet_since: Option<Instant>,
+    /// Since when a write is over that may have failed.
+    failed_since: Option<Instant>,
+    answered: bool,
 }
 
 impl Upload {
@@ -42,38 +45,42 @@ impl Upload {
             line,
             began: Instant::now(),
             patience,
-            quiet_since: None,
+            failed_since: None,
+            answered: false,
         }
     }
 
-    /// The body is handed over now.
+    /// A piece of the body is handed over now.
     pub(super) fn begin(&mut self) {
         self.began = Instant::now();
+        self.failed_since = None;
         // Nobody is there to be reached if the line is full or closed.
         let _ = self.line.try_send(Bytes::new());
     }
 
-    /// Part of the answer has gone by.
+    /// Part of the answer goes by.
     pub(super) fn answers(&mut self) {
-        if self.quiet_since.is_some() {
-            self.quiet_since = Some(Instant::now());
-        }
+        self.answered = true;
     }
 
     /// A write is over, and the body may not have got through.
-    fn look(&mut self) -> Result<()> {
+    fn look(&mut self, clock: &Clock) -> Result<()> {
         if self.began.elapsed() + ROUNDING < self.patience {
             return Ok(());
         }
-        let since = *self.quiet_since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= GRACE {
+        let since = *self.failed_since.get_or_insert_with(Instant::now);
+        if self.answered && clock.is_over_now() {
+            let why = "the upstream's deadline is over";
+            return Error::e_explain(ErrorType::ReadTimedout, why).map_err(Error::into_up);
+        }
+        if !self.answered && since.elapsed() >= GRACE {
             let why = "the upstream takes no more of the body";
             return Error::e_explain(ErrorType::WriteTimedout, why).map_err(Error::into_up);
         }
         // Does not keep the line open for a request that has ended.
         let line = self.line.downgrade();
         tokio::spawn(async move {
-            tokio::time::sleep_until(since + GRACE).await;
+            tokio::time::sleep(GRACE).await;
             if let Some(line) = line.upgrade() {
                 let _ = line.send(Bytes::new()).await;
             }
@@ -91,7 +98,8 @@ impl CustomMessageWrite for Ear {
 
     async fn write_custom_message(&mut self, _message: Bytes) -> Result<()> {
         let mut upload = self.0.upload.lock();
-        upload.as_mut().map_or(Ok(()), Upload::look)
+        let look = |upload: &mut Upload| upload.look(&self.0.clock);
+        upload.as_mut().map_or(Ok(()), look)
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
