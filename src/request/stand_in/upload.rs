@@ -3,10 +3,12 @@
 //! Over HTTP/2 an upstream may answer before it has the whole request, and close its ear with a
 //! reset (RFC 9113 §8.1). A body that Pingora replays must get through or the attempt fails, answer
 //! or not; of a body that it reads, it leaves the rest and goes on with the answer. So the body is
-//! read, each time anew, and in pieces: while Pingora writes one, it looks at nothing else. But once a piece could not be sent, Pingora listens for the client no more,
-//! and nobody looks at the clock. A reset stream soon comes to its end by itself. One that is open,
-//! since the upstream only stopped taking, is ended here: as a write that took too long if there is
-//! no answer, and else by the clock.
+//! read, each time anew, and in pieces: while Pingora writes one, it looks at nothing else.
+//!
+//! But once a piece could not be sent, Pingora listens for the client no more, and nobody looks at
+//! the clock. A reset stream soon comes to its end by itself. One that is open, since the upstream
+//! only stopped taking, is ended here: as a write that took too long if there is no answer, and else
+//! by the clock.
 //!
 //! What tells that a write is over is a message that was sent before it: Pingora reads it afterwards.
 
@@ -70,8 +72,10 @@ impl Upload {
         }
         let since = *self.failed_since.get_or_insert_with(Instant::now);
         if self.answered && clock.is_over_now() {
+            // As where the client is listened for: if it were told of as the upstream's, Pingora
+            // would give up the whole connection. The clock knows better.
             let why = "the upstream's deadline is over";
-            return Error::e_explain(ErrorType::ReadTimedout, why).map_err(Error::into_up);
+            return Error::e_explain(ErrorType::ReadTimedout, why).map_err(Error::into_down);
         }
         if !self.answered && since.elapsed() >= GRACE {
             let why = "the upstream takes no more of the body";
